@@ -1,0 +1,117 @@
+"""Blocks: the numbered tasks of a plan, serialised once each, as executors read them.
+
+A block is a frame of wire.py that holds a list with one entry for each of its tasks::
+
+    (node, names, sources, constants, consumers, degrees, requested)
+
+`node` is a callable over `{name: value}`; `names[i]` is provided by object `sources[i]`: a task's
+output (≥ 0) or a large literal (< 0). `constants` are small literals, by name, or None.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeAlias
+
+from wukong_async import wire
+from wukong_async.protocol import TaskSpec
+
+Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
+Entry: TypeAlias = tuple[
+    Node,
+    tuple[Hashable, ...],
+    tuple[int, ...],
+    dict[Hashable, Any] | None,
+    tuple[int, ...],
+    tuple[int, ...],
+    bool,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFacts:
+    """What an executor must know of the plan before it can read any of it."""
+
+    starts: Sequence[int]
+    """The first task of each block."""
+    inline_limit: int
+    """Outputs of at most this many bytes travel inside commits."""
+    part_size: int
+    ttl: float
+    """Seconds that an object may live without being extended."""
+
+    def pack(self) -> bytes:
+        """As `create` takes them."""
+        return wire.pack([list(self.starts), self.inline_limit, self.part_size, self.ttl])
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The inverse of `pack`."""
+        return cls(*wire.unpack(data))
+
+
+class Program(NamedTuple):
+    """How to run a task."""
+
+    node: Node
+    names: tuple[Hashable, ...]
+    sources: tuple[int, ...]
+    constants: dict[Hashable, Any] | None
+
+    def run(self, values: dict[int, Any]) -> Any:
+        """The task's output, given all of its sources."""
+        data = {name: values[s] for name, s in zip(self.names, self.sources, strict=True)}
+        if self.constants:
+            data.update(self.constants)
+        return self.node(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A decoded block."""
+
+    specs: list[TaskSpec]
+    programs: dict[int, Program]
+
+
+def encode(entries: Sequence[Entry], most: int) -> Iterator[tuple[int, wire.Segments]]:
+    """Cut tasks into blocks of at most `most` bytes, but for single tasks: (tasks, frame) each.
+
+    Halving until it fits costs each task a few more picklings at worst, and most none.
+
+    Raises
+    ------
+    wukong_async.errors.SerializationError
+    """
+    frame = wire.dumps(list(entries))
+    if len(entries) == 1 or wire.size(frame) <= most:
+        yield len(entries), frame
+        return
+    middle = len(entries) // 2
+    yield from encode(entries[:middle], most)
+    yield from encode(entries[middle:], most)
+
+
+def decode(frame: bytes, first: int) -> Block:
+    """The tasks of a block whose first one has number `first`."""
+    specs: list[TaskSpec] = []
+    programs: dict[int, Program] = {}
+    entries: list[Entry] = wire.loads(frame)
+    for number, entry in enumerate(entries, first):
+        node, names, sources, constants, consumers, degrees, requested = entry
+        inputs, literals = sources, ()
+        if sources and min(sources) < 0:
+            inputs = tuple([s for s in sources if s >= 0])
+            literals = tuple({s: None for s in sources if s < 0})
+        if len(inputs) > 1:
+            inputs = tuple(dict.fromkeys(inputs))
+        specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
+        programs[number] = Program(node, names, sources, constants)
+    return Block(specs, programs)
+
+
+def block_of(starts: Sequence[int], task: int) -> int:
+    """The index of the block that holds a task, given the first task of each."""
+    return bisect_right(starts, task) - 1

@@ -1,0 +1,306 @@
+"""The client: asyncio-native, with a synchronous face that is one thread and one loop.
+
+Owns a `Scheduler` and, if it was given none, a `LocalCluster`. Everything asynchronous happens on
+one loop: the caller's after `async with`, one of its own after `with` or `start()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import dask.config
+
+from wukong_async import graph as graphs
+from wukong_async.config import Settings
+from wukong_async.errors import ClientStateError, ConfigError
+from wukong_async.local import LocalCluster
+from wukong_async.loops import LoopThread
+from wukong_async.scheduler import JobSummary, Scheduler
+
+T = TypeVar("T")
+
+HISTORY = 100
+"""Finished jobs whose summary is kept."""
+
+
+class Cluster(Protocol):
+    """Something that runs executors: what it needs of a client are settings."""
+
+    @property
+    def settings(self) -> Mapping[str, object]: ...
+
+
+class WukongClient:
+    """Computes Dask graphs on executors that schedule themselves.
+
+    ::
+
+        async with WukongClient() as client:
+            result = await client.compute(x)
+
+        with WukongClient() as client:
+            x.compute()                          # the default scheduler inside the block
+            x.compute(scheduler=client.get)
+            client.compute(x)                    # blocks, as nothing here can be awaited
+
+    Parameters
+    ----------
+    cluster
+        What runs the executors, such as a `LocalCluster`, which is started if it is not running.
+        Default: if the settings name no store, a `LocalCluster` that lives as long as the client;
+        else what the settings name.
+    set_as_default
+        Make this client Dask's default scheduler while it is entered.
+    **settings
+        Settings of `wukong.*`, over those of `dask.config` and of the cluster.
+
+    Raises
+    ------
+    ConfigError
+        On construction: an unknown or ill-typed setting.
+    StoreUnreachable, FunctionNotFound, InvocationError, ClusterError
+        On entering.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster | None = None,
+        *,
+        set_as_default: bool = True,
+        **settings: Any,
+    ) -> None:
+        self._overrides = settings
+        configured = Settings.load(settings)
+        self._own_cluster: LocalCluster | None = None
+        if cluster is None and not configured.redis_endpoints:
+            if configured.endpoint_url is not None:
+                raise ConfigError(
+                    "wukong.endpoint_url is set but wukong.redis_endpoints is not: name the store"
+                    " as well, or neither, to start a LocalCluster."
+                )
+            cluster = self._own_cluster = LocalCluster()
+        self._cluster = cluster
+        self._set_as_default = set_as_default
+        self._scheduler: Scheduler | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: LoopThread | None = None
+        self._default = contextlib.ExitStack()
+        self._closed = False
+        self.history: deque[JobSummary] = deque(maxlen=HISTORY)
+        """What the last jobs took, the newest last."""
+
+    def __repr__(self) -> str:
+        if self._scheduler is None:
+            return f"<WukongClient {'closed' if self._closed else 'not started'}>"
+        return f"<WukongClient {'async' if self._thread is None else 'sync'} {self._scheduler!r}>"
+
+    # Life -------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._claim()
+        if isinstance(self._cluster, LocalCluster):
+            await self._cluster.__aenter__()
+        try:
+            self._scheduler = await self._make_scheduler().__aenter__()
+        except BaseException:
+            await self._close_own_cluster()
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._become_default()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._aclose()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> Self:
+        """Start for synchronous use, as entering a `with` block does."""
+        self._forbid_loop("with WukongClient()", "async with WukongClient()")
+        self._claim()
+        if isinstance(self._cluster, LocalCluster):
+            self._cluster.start()
+        thread = self._thread = LoopThread("wukong-client")
+        self._loop = thread.loop
+        atexit.register(self.close)
+        try:
+            self._scheduler = thread.run(self._make_scheduler().__aenter__())
+        except BaseException:
+            self.close()
+            raise
+        self._become_default()
+        return self
+
+    def close(self) -> None:
+        """End synchronous use. May be called twice."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            self._closed = True
+            return
+        atexit.unregister(self.close)
+        try:
+            thread.run(self._aclose())
+        finally:
+            thread.stop()
+
+    async def aclose(self) -> None:
+        """End asynchronous use, as leaving an `async with` block does."""
+        await self._aclose()
+
+    async def _aclose(self) -> None:
+        self._default.close()
+        self._closed = True
+        scheduler, self._scheduler = self._scheduler, None
+        try:
+            if scheduler is not None:
+                await scheduler.__aexit__(None, None, None)
+        finally:
+            await self._close_own_cluster()
+
+    async def _close_own_cluster(self) -> None:
+        if self._own_cluster is not None:
+            await self._own_cluster.__aexit__(None, None, None)
+
+    def _claim(self) -> None:
+        if self._closed:
+            raise ClientStateError("This client is closed: make a new one.")
+        if self._scheduler is not None or self._thread is not None:
+            raise ClientStateError("This client is in use already; it cannot be entered twice.")
+
+    def _make_scheduler(self) -> Scheduler:
+        cluster = self._cluster.settings if self._cluster is not None else {}
+        return Scheduler(Settings.load({**cluster, **self._overrides}))
+
+    def _become_default(self) -> None:
+        if self._set_as_default:
+            self._default.enter_context(dask.config.set(scheduler=self.get))
+
+    # Verbs ------------------------------------------------------------------------------------
+
+    def compute(self, *args: Any, keys: Any = None, optimize_graph: bool = True) -> Any:
+        """Compute Dask collections, or keys of a graph.
+
+        Parameters
+        ----------
+        *args
+            Collections, or containers of collections; or one graph (mapping, `HighLevelGraph` or
+            expression) and, optionally, keys as the second argument.
+        keys
+            A key or a nested list of keys of the graph. Default: a `{key: value}` dictionary of
+            the tasks that no other task needs.
+        optimize_graph
+            Whether Dask may optimise the collections first.
+
+        Returns
+        -------
+        For one collection its value, for several a tuple, for a graph what `dask.get` returns. An
+        awaitable of it in asynchronous use.
+
+        Raises
+        ------
+        The exception of a task that failed, whatever its type, with the remote traceback as its
+        cause; else a `wukong_async.errors.WukongError`.
+        """
+        return self._do(self._compute(args, keys, optimize_graph))
+
+    def get(self, dsk: object, keys: Any, **kwargs: Any) -> Any:
+        """A Dask scheduler: `x.compute(scheduler=client.get)`. Blocks, in any kind of use.
+
+        Raises
+        ------
+        ClientStateError
+            When called on the client's own loop, which it would block.
+        TypeError
+            For options that are not understood.
+        """
+        ignored = {"num_workers", "pool", "chunksize"}  # They say how to use this machine.
+        if unknown := sorted(set(kwargs) - ignored):
+            raise TypeError(f"WukongClient.get does not understand the option {unknown[0]!r}.")
+        if self._scheduler is None and not self._closed and self._thread is None:
+            self.start()
+        self._forbid_loop("client.get, x.compute() or dask.compute(x)", "await client.compute(x)")
+        return self._block(self._get(dsk, keys))
+
+    async def _compute(self, args: tuple[Any, ...], keys: Any, optimize_graph: bool) -> Any:
+        if not args:
+            raise TypeError("compute needs a collection or a graph.")
+        request = await asyncio.to_thread(graphs.request, args, optimize_graph)
+        if request is not None:
+            if keys is not None:
+                raise TypeError("keys= goes with a graph, not with collections.")
+            values = request.finish(await self._get(request.graph, request.keys))
+            return values if len(args) > 1 else values[0]
+        if not graphs.is_graph(args[0]):
+            return args if len(args) > 1 else args[0]
+        if len(args) > 2 or (len(args) == 2 and keys is not None):
+            raise TypeError("compute takes one graph, and keys once.")
+        if len(args) == 2:
+            keys = args[1]
+        if keys is not None:
+            return await self._get(args[0], keys)
+        sinks = await asyncio.to_thread(graphs.sinks, args[0])
+        return dict(zip(sinks, await self._get(args[0], sinks), strict=True))
+
+    async def _get(self, dsk: object, keys: Any) -> Any:
+        flat = graphs.flat(keys)
+        values, summary = await self._active().run(dsk, flat)
+        self.history.append(summary)
+        return graphs.nest(keys, values)
+
+    # Two faces --------------------------------------------------------------------------------
+
+    def _active(self) -> Scheduler:
+        if self._scheduler is None:
+            if self._closed:
+                raise ClientStateError("This client is closed: make a new one.")
+            raise ClientStateError(
+                "This client is not started: use `async with`, `with` or start()."
+            )
+        return self._scheduler
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> Any:
+        """The coroutine in asynchronous use, its result in synchronous use."""
+        if self._thread is None:
+            return work
+        return self._block(work)
+
+    def _block(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            self._active()
+        except ClientStateError:
+            work.close()
+            raise
+        if self._thread is not None:
+            return self._thread.run(work)
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _forbid_loop(self, used: str, instead: str) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if self._loop is None or loop is self._loop:
+            raise ClientStateError(
+                f"{used} blocks, and an event loop is running in this thread: use `{instead}`."
+            )

@@ -1,0 +1,239 @@
+"""Settings: one frozen, typed view on `dask.config` under `wukong.*`.
+
+The only module that reads configuration. `Settings.load()` takes what Dask found in YAML
+files, in `DASK_WUKONG__*` variables and in `dask.config.set`, then keyword overrides, and
+answers with a value in which every field has its declared type; anything else raises
+`ConfigError` and names the setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import dask.config
+from dask.utils import parse_bytes, parse_timedelta
+
+from wukong_async.errors import ConfigError
+
+NAMESPACE = "wukong"
+REDACTED = "***"
+
+
+def _setting(default: object, doc: str, unit: str = "") -> typing.Any:
+    return field(default=default, metadata={"doc": doc, "unit": unit})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that can be set. docs/configuration.md shows the same table.
+
+    Times are seconds and accept Dask's notation (`"500ms"`, `"2 minutes"`); sizes are bytes
+    and accept `"16 KiB"`.
+    """
+
+    function_name: str = _setting(
+        "wukong-executor", "Lambda function that runs the executors (name, ARN or alias)."
+    )
+    region: str | None = _setting(
+        None, "AWS region; default: the one of the AWS environment, else us-east-1."
+    )
+    endpoint_url: str | None = _setting(
+        None, "Where the Lambda API answers; default: AWS. A local cluster sets it."
+    )
+    redis_endpoints: tuple[str, ...] = _setting(
+        (),
+        "Redis / Valkey servers: URLs (`redis://`, `rediss://`, `unix://`), `host:port` or"
+        " (host, port) pairs. A job's metadata is on one of them, its objects on all.",
+    )
+    proxy_address: str | None = _setting(
+        None, "Host of the proxy that fires wide fan-outs; default: no proxy."
+    )
+    proxy_port: int = _setting(8989, "Port of the proxy.")
+    proxy_secret: str | None = _setting(
+        None, "Shared secret of the proxy and its peers; no proxy runs without one."
+    )
+    use_local_proxy: bool = _setting(False, "A local cluster starts a proxy in its own loop.")
+    max_task_fanout: int = _setting(
+        10, "More invocations than this at once go through the proxy, where there is one."
+    )
+    invoke_concurrency: int = _setting(32, "Invoke calls in flight, and the size of their pool.")
+    max_concurrency: int = _setting(
+        1000, "Concurrency slots: most executors of one job that may run at the same time."
+    )
+    max_attempts: int = _setting(
+        3, "How often an executor's work is begun before the job fails with ExecutorLost."
+    )
+    lease: float = _setting(
+        10.0, "How long an executor may be silent before it is given up for dead.", "seconds"
+    )
+    grace: float = _setting(
+        10.0, "How long an invocation may take to begin before it is sent again.", "seconds"
+    )
+    ttl: float = _setting(
+        3600.0,
+        "How long anything of a job outlives its client. More than twice the function's timeout.",
+        "seconds",
+    )
+    store_timeout: float = _setting(
+        30.0, "How long the store may be silent before StoreUnreachable is raised.", "seconds"
+    )
+    inline_limit: int = _setting(
+        16 * 1024, "Values up to this size travel inside commits.", "bytes"
+    )
+    part_size: int = _setting(
+        64 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
+    )
+    block_tasks: int = _setting(256, "Most tasks in one block of a plan.")
+    block_size: int = _setting(256 * 1024, "Blocks of a plan larger than this are cut.", "bytes")
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            value = _coerce(spec.name, spec.type, getattr(self, spec.name), _unit(spec))
+            object.__setattr__(self, spec.name, value)
+        for name in ("max_concurrency", "max_attempts", "invoke_concurrency", "block_tasks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"wukong.{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("lease", "grace", "ttl", "store_timeout", "part_size", "block_size"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"wukong.{name} must be positive, not {getattr(self, name)}.")
+        for name in ("inline_limit", "max_task_fanout"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"wukong.{name} must not be negative.")
+        if self.ttl < 2 * self.lease:
+            raise ConfigError(
+                f"wukong.ttl ({self.ttl:g} s) must be at least twice wukong.lease"
+                f" ({self.lease:g} s): a running job would lose its data."
+            )
+        if self.use_local_proxy and self.proxy_address is not None:
+            raise ConfigError(
+                "wukong.use_local_proxy and wukong.proxy_address exclude each other: keep the"
+                " first to start a proxy, the second to use one that runs already."
+            )
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, object] | None = None) -> Settings:
+        """Settings from `dask.config`, with `overrides` on top.
+
+        Raises
+        ------
+        ConfigError
+            For a name that is no setting or a value of the wrong type.
+        """
+        configured = dask.config.get(NAMESPACE, None) or {}
+        if not isinstance(configured, Mapping):
+            raise ConfigError(f"The `{NAMESPACE}` section must be a mapping, not {configured!r}.")
+        values: dict[str, typing.Any] = {}
+        for source in (configured, overrides or {}):
+            for name, value in source.items():
+                values[_known(str(name))] = value
+        return cls(**values)
+
+    def replace(self, **changes: object) -> Settings:
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **{_known(k): v for k, v in changes.items()})  # type: ignore[arg-type]
+
+    def environment(self) -> dict[str, str]:
+        """The `DASK_WUKONG__*` variables that give another process these settings."""
+        return {
+            f"DASK_WUKONG__{spec.name.upper()}": repr(_plain(getattr(self, spec.name)))
+            for spec in dataclasses.fields(self)
+            if getattr(self, spec.name) != spec.default
+        }
+
+    def __repr__(self) -> str:
+        shown = []
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if value == spec.default:
+                continue
+            if spec.name == "redis_endpoints":
+                value = tuple(redact(url) for url in value)
+            elif "secret" in spec.name:
+                value = REDACTED
+            shown.append(f"{spec.name}={value!r}")
+        return f"Settings({', '.join(shown)})"
+
+
+def redact(url: str) -> str:
+    """`url` without its password."""
+    password = urlsplit(url).password
+    return url.replace(f":{password}@", f":{REDACTED}@") if password else url
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _unit(spec: dataclasses.Field[object]) -> str:
+    return str(spec.metadata["unit"])
+
+
+def _known(name: str) -> str:
+    canonical = name.replace("-", "_")
+    names = [spec.name for spec in dataclasses.fields(Settings)]
+    if canonical in names:
+        return canonical
+    close = difflib.get_close_matches(canonical, names, n=1)
+    hint = f" Did you mean wukong.{close[0]}?" if close else f" Known: {', '.join(names)}."
+    raise ConfigError(f"wukong.{name} is not a setting.{hint}")
+
+
+def _coerce(name: str, annotation: object, value: object, unit: str) -> object:
+    """`value` as the type that the annotation (a string) of setting `name` declares."""
+    if value is None and "None" in str(annotation):
+        return None
+    match str(annotation).removesuffix(" | None"):
+        case "str" if isinstance(value, str) and value:
+            return value
+        case "bool" if isinstance(value, bool):
+            return value
+        case "int" if unit == "bytes" and isinstance(value, str):
+            return _parsed(name, value, parse_bytes)
+        case "int" if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        case "float" if isinstance(value, str):
+            return _parsed(name, value, parse_timedelta)
+        case "float" if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        case "tuple[str, ...]":
+            return _endpoints(name, value)
+    expected = str(annotation) + (f" ({unit})" if unit else "")
+    raise ConfigError(f"wukong.{name} must be {expected}, not {value!r}.")
+
+
+def _parsed(name: str, value: str, parse: typing.Callable[[str], typing.Any]) -> typing.Any:
+    try:
+        return parse(value)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"wukong.{name}: cannot read {value!r} ({error}).") from None
+
+
+def _endpoints(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, Sequence):
+        raise ConfigError(f"wukong.{name} must be a list of endpoints, not {value!r}.")
+    urls = tuple(_endpoint(name, item) for item in value)
+    if len(set(urls)) != len(urls):
+        raise ConfigError(f"wukong.{name} names the same endpoint twice.")
+    return urls
+
+
+def _endpoint(name: str, item: object) -> str:
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        item = f"{item[0]}:{item[1]}"
+    if isinstance(item, str):
+        if re.match(r"(redis|rediss|unix)://", item):
+            return item
+        if re.fullmatch(r"[\w.-]+:\d+", item):
+            return f"redis://{item}"
+    raise ConfigError(
+        f"wukong.{name}: {item!r} is neither a redis://, rediss:// or unix:// URL, nor host:port,"
+        " nor a (host, port) pair."
+    )

@@ -1,0 +1,358 @@
+"""One invocation of an executor: the shell around the engine.
+
+The engine decides; this carries out. Each action is a task of one TaskGroup that ends by telling
+the engine what came of it. The engine and the books of this class are touched on the event loop
+only. Tasks of the graph run in the one worker thread, which owns `values` while it runs: the loop
+then only adds what was fetched. Leases are renewed from the loop meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import dask._task_spec
+
+from wukong_async import blocks, failure, wire
+from wukong_async.blocks import PlanFacts
+from wukong_async.engine import (
+    Action,
+    Begin,
+    Delete,
+    Drop,
+    Engine,
+    Exit,
+    Fetch,
+    Load,
+    Publish,
+    Run,
+    Send,
+    Step,
+)
+from wukong_async.errors import SerializationError, WukongError
+from wukong_async.executor.memory import PlanCache
+from wukong_async.invocation import Invocation, mismatch, versions
+from wukong_async.loops import plain
+from wukong_async.protocol import Begun, Payload, Status
+from wukong_async.store import JobStore
+from wukong_async.store.job import BATCH_BYTES, block_name, commit_body, payload
+
+T = TypeVar("T")
+
+LARGE = 1_000_000
+"""Values of more bytes than this are unpickled off the loop, so that renewals go out."""
+OURS = (os.path.dirname(os.path.dirname(__file__)), dask._task_spec.__file__)
+"""Where the frames live that stand above a task's own in its traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A task, or the pickling of its output, raised."""
+
+    task: int
+    error: BaseException
+
+
+class Incarnation:
+    """An executor from `begin` to its exit."""
+
+    def __init__(
+        self,
+        invocation: Invocation,
+        store: JobStore,
+        cache: PlanCache,
+        worker: ThreadPoolExecutor,
+        request_id: str,
+    ) -> None:
+        self._invocation = invocation
+        self._executor = invocation.executor
+        self._store = store
+        self._cache = cache
+        self._worker = worker
+        self._request_id = request_id
+        self._engine = Engine()
+        self._nonce = secrets.token_hex(8)
+        self._values: dict[int, Any] = {}
+        self._payloads: dict[int, Payload] = {}
+        self._error = b""
+        self._stop = threading.Event()
+        self._wake = asyncio.Event()
+        self._work: Future[Any] | None = None
+        self._facts = PlanFacts((), 0, 0, 0.0)
+
+    def __repr__(self) -> str:
+        return f"<Incarnation {self._executor} of {self._store.job_id}: {self._engine!r}>"
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker thread still computes."""
+        return self._work is not None and not self._work.done()
+
+    async def run(self) -> Status:
+        """Live. Returns why it ended.
+
+        Raises
+        ------
+        wukong_async.errors.StoreUnreachable
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                reason = await self._obey(group)
+                self._stop.set()
+                for task in self._tasks:
+                    task.cancel()
+        except BaseExceptionGroup as many:
+            raise plain(many) from None
+        finally:
+            self._stop.set()
+        return reason
+
+    async def _obey(self, group: asyncio.TaskGroup) -> Status:
+        self._tasks: set[asyncio.Task[None]] = set()
+        while True:
+            self._wake.clear()
+            for action in self._engine.next_actions():
+                match action:
+                    case Exit(reason):
+                        return reason
+                    case Begin():
+                        begun = await self._store.begin(self._executor, self._nonce)
+                        self._begun(group, begun)
+                    case Delete(objects):
+                        await self._store.delete(objects)
+                    case Drop(objects):
+                        for number in objects:
+                            self._values.pop(number, None)
+                    case _:
+                        self._start(group, action)
+            await self._wake.wait()
+
+    def _start(self, group: asyncio.TaskGroup, action: Action) -> None:
+        task = group.create_task(self._perform(action))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _perform(self, action: Action) -> None:
+        match action:
+            case Load(tasks):
+                await self._load(tasks)
+            case Fetch(objects):
+                await self._fetch(objects)
+            case Run(steps):
+                await self._run(steps)
+            case Publish(tasks):
+                await self._publish(tasks)
+            case Send(sequence, commit):
+                body = commit_body(commit, self._payloads, self._error)
+                self._payloads.clear()
+                reply = await self._store.commit(
+                    self._executor, self._engine.generation, sequence, body
+                )
+                self._engine.replied(reply)
+        self._wake.set()
+
+    # Life -------------------------------------------------------------------------------------
+
+    def _begun(self, group: asyncio.TaskGroup, begun: Begun) -> None:
+        self._engine.begun(begun)
+        self._wake.set()
+        if begun.status is not Status.OK:
+            return
+        difference = mismatch(self._invocation.versions, versions())
+        if difference:
+            self._fail(failure.versions_differ(difference))
+            return
+        self._facts = PlanFacts.unpack(begun.facts)
+        renewal = group.create_task(self._renew(begun.lease / 3))
+        self._tasks.add(renewal)
+
+    async def _renew(self, pause: float) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            status = await self._store.renew(self._executor, self._engine.generation)
+            if status is not Status.OK:
+                self._stopped(status)
+                return
+
+    def _stopped(self, status: Status) -> None:
+        self._stop.set()
+        self._engine.stopped(status)
+        self._wake.set()
+
+    def _fail(self, blob: bytes) -> None:
+        if not self._error:
+            self._error = blob
+            self._stop.set()
+            self._engine.failed()
+
+    # Reading ----------------------------------------------------------------------------------
+
+    async def _load(self, tasks: Sequence[int]) -> None:
+        starts = self._facts.starts
+        wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
+        missing = [index for index in wanted if self._cache.block(index) is None]
+        frames = await self._store.get([block_name(i) for i in missing], [0] * len(missing))
+        for index, frame in zip(missing, frames, strict=True):
+            if frame is None:
+                self._fail(failure.input_lost([]))
+                return
+            try:
+                block = blocks.decode(frame, starts[index])
+            except Exception as error:
+                self._fail(self._unreadable(starts[index], "a block of the plan", error))
+                return
+            self._cache.add_block(index, block)
+        for index in wanted:
+            found = self._cache.block(index)
+            assert found is not None
+            self._engine.loaded(found.specs)
+
+    async def _fetch(self, objects: Sequence[int]) -> None:
+        sizes: dict[int, int] = {}
+        for number in objects:
+            cached = self._cache.literal(number) if number < 0 else None
+            if cached is not None:
+                sizes[number], self._values[number] = cached
+        missing = [number for number in objects if number not in sizes]
+        frames = await self._store.read(missing) if missing else {}
+        lost = [number for number, frame in frames.items() if frame is None]
+        if lost:
+            self._fail(failure.input_lost(lost))
+            return
+        read = {number: frame for number, frame in frames.items() if frame is not None}
+        try:
+            if sum(map(len, read.values())) > LARGE:
+                values = await asyncio.to_thread(_decode, read)
+            else:
+                values = _decode(read)
+        except _Unreadable as error:
+            self._fail(self._unreadable(error.number, "an input", error.cause))
+            return
+        for number, value in values.items():
+            sizes[number] = len(read[number])
+            self._values[number] = value
+            if number < 0:
+                self._cache.add_literal(number, sizes[number], value)
+        self._engine.fetched(sizes)
+
+    def _unreadable(self, number: int, what: str, error: Exception) -> bytes:
+        explained = SerializationError(
+            f"The function cannot unpickle {what}: {type(error).__name__}: {error}. Does it lack"
+            " a module that tasks of this graph use?"
+        )
+        explained.__cause__ = error
+        return self._task_failed(Failed(max(number, 0), explained))
+
+    # Running ----------------------------------------------------------------------------------
+
+    async def _run(self, steps: Sequence[Step]) -> None:
+        failed = await self._in_worker(
+            lambda: _run_steps(steps, self._cache, self._values, self._stop)
+        )
+        if failed is None:
+            self._engine.ran()
+        else:
+            self._fail(self._task_failed(failed))
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        """Run `work` in the worker thread, and remember whether the thread is still at it."""
+        future = self._work = self._worker.submit(work)
+        return await asyncio.wrap_future(future)
+
+    async def _publish(self, tasks: Sequence[int]) -> None:
+        """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
+        rest = list(tasks)
+        while rest and not self._stop.is_set():
+            made = await self._in_worker(
+                lambda: _encode(rest, self._values, self._facts, self._stop)
+            )
+            if isinstance(made, Failed):
+                self._fail(self._task_failed(made))
+                return
+            payloads, objects = made
+            self._payloads.update(payloads)
+            rest = [task for task in rest if task not in payloads]
+            if objects and await self._store.put(objects, self._facts.ttl) is not Status.OK:
+                self._stopped(Status.CLOSED)
+                return
+        self._engine.published()
+
+    def _task_failed(self, failed: Failed) -> bytes:
+        program = self._cache.programs.get(failed.task)
+        return failure.task_failed(
+            failed.task,
+            getattr(program.node, "key", failed.task) if program else failed.task,
+            failed.error,
+            hidden=lambda filename: filename.startswith(OURS),
+            request_id=self._request_id,
+            executor=self._executor,
+        )
+
+
+class _Unreadable(Exception):
+    def __init__(self, number: int, cause: Exception) -> None:
+        super().__init__(number)
+        self.number = number
+        self.cause = cause
+
+
+def _decode(frames: dict[int, bytes]) -> dict[int, Any]:
+    values = {}
+    for number, frame in frames.items():
+        try:
+            values[number] = wire.loads(frame)
+        except Exception as error:
+            raise _Unreadable(number, error) from error
+    return values
+
+
+def _run_steps(
+    steps: Sequence[Step], cache: PlanCache, values: dict[int, Any], stop: threading.Event
+) -> Failed | None:
+    """Run tasks one after the other, until one fails or nobody wants them any more."""
+    programs = cache.programs
+    for task, drops in steps:
+        if stop.is_set():
+            return None
+        try:
+            values[task] = programs[task].run(values)
+        except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+            return Failed(task, error)
+        for number in drops:
+            del values[number]
+    return None
+
+
+def _encode(
+    tasks: Sequence[int], values: dict[int, Any], facts: PlanFacts, stop: threading.Event
+) -> tuple[dict[int, Payload], list[tuple[str, wire.Segments]]] | Failed:
+    """Serialise outputs until there is a batch to write."""
+    payloads: dict[int, Payload] = {}
+    objects: list[tuple[str, wire.Segments]] = []
+    waiting = 0
+    for task in tasks:
+        if stop.is_set():
+            break
+        try:
+            segments = wire.dumps(values[task])
+        except BaseException as error:
+            explained = SerializationError(
+                f"The output of this task has to travel, but does not pickle: {error}"
+            )
+            explained.__cause__ = error.__cause__ if isinstance(error, WukongError) else error
+            return Failed(task, explained)
+        payloads[task], parts = payload(
+            task, segments, inline_limit=facts.inline_limit, part_size=facts.part_size
+        )
+        objects += parts
+        waiting += payloads[task].size
+        if waiting > BATCH_BYTES:
+            break
+    return payloads, objects
+

@@ -1,0 +1,80 @@
+"""What a warm sandbox keeps: a loop, connections, a worker thread, and caches keyed by job.
+
+Nothing else survives an invocation. Whatever happens inside one, `handle` returns normally
+wherever it can: raising would make Lambda deliver the event again, and an invocation is only a hint.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from wukong_async.config import Settings
+from wukong_async.errors import StoreUnreachable
+from wukong_async.executor.incarnation import Incarnation
+from wukong_async.executor.memory import PlanCache
+from wukong_async.invocation import Invocation
+from wukong_async.loops import new_event_loop
+from wukong_async.store import Connections, JobStore
+
+log = logging.getLogger("wukong.executor")
+
+
+class Context(Protocol):
+    """The part of Lambda's context object that is used here."""
+
+    aws_request_id: str
+
+
+class Service:
+    """Runs executors, one invocation after the other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = new_event_loop()
+        self._connections: Connections | None = None
+        self._worker = _new_worker()
+        self._cache = PlanCache("")
+
+    def handle(self, event: object, context: Context) -> dict[str, str]:
+        """Lambda's entry point: run one invocation to its end."""
+        invocation = Invocation.from_event(event)
+        return self._loop.run_until_complete(self._handle(invocation, context.aws_request_id))
+
+    def close(self) -> None:
+        """Let go of everything; for tests, since a sandbox is simply killed."""
+        if self._connections is not None:
+            self._loop.run_until_complete(self._connections.__aexit__(None, None, None))
+        self._worker.shutdown(wait=False)
+        self._loop.close()
+
+    async def _handle(self, invocation: Invocation, request_id: str) -> dict[str, str]:
+        if self._connections is None:
+            settings = self._settings
+            connections = Connections(settings.redis_endpoints, settings.store_timeout)
+            self._connections = await connections.__aenter__()
+        if self._cache.job_id != invocation.job_id:
+            self._cache = PlanCache(invocation.job_id)
+        incarnation = Incarnation(
+            invocation,
+            JobStore(self._connections, invocation.job_id),
+            self._cache,
+            self._worker,
+            request_id,
+        )
+        try:
+            reason = await incarnation.run()
+        except StoreUnreachable as error:
+            log.warning("executor %s gives up: %s", invocation.executor, error)
+            return {"executor": invocation.executor, "exit": "UNREACHABLE"}
+        finally:
+            if incarnation.busy:
+                # A task that nobody wants any more still computes; it keeps its thread.
+                self._worker.shutdown(wait=False)
+                self._worker = _new_worker()
+        return {"executor": invocation.executor, "exit": reason.value}
+
+
+def _new_worker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="wukong-task")

@@ -1,0 +1,193 @@
+"""Why a job failed: how an executor or the store says it, and how the caller hears it.
+
+A failure is a msgpack list that starts with its kind; the scripts write some kinds themselves, so
+this page and store/lua must agree:
+
+    task       number, key, pickled exception or empty, type, text, traceback, request id, executor
+    input      the objects that are missing
+    mismatch   what differs
+    lost       executor, attempts, packed frontier
+    unstarted  executor, attempts, packed frontier
+    protocol   what was found
+    cancelled  by whom or why
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from types import TracebackType
+
+from wukong_async import wire
+from wukong_async.errors import (
+    ExecutorLost,
+    JobCancelled,
+    ProtocolError,
+    RemoteTraceback,
+    StoreLost,
+    TaskError,
+    VersionMismatch,
+)
+
+MOST_TEXT = 100_000
+MOST_PICKLE = 1_000_000
+NAMED = 5
+"""Tasks that a message names before it says how many more there are."""
+
+
+def task_failed(
+    task: int,
+    key: object,
+    error: BaseException,
+    *,
+    hidden: Callable[[str], bool],
+    request_id: str,
+    executor: str,
+) -> bytes:
+    """The failure of a task.
+
+    Parameters
+    ----------
+    hidden
+        Says of a file name whether its frames, at the top of the traceback, are ours.
+    """
+    trace = error.__traceback__
+    while trace is not None and hidden(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
+    story = _format(error, trace)
+    # It travels as text. Where tblib is installed it would be pickled too, with our frames.
+    error.__traceback__ = None
+    return wire.pack(
+        [
+            "task",
+            task,
+            _text(repr(key)),
+            _pickled(error),
+            _text(name),
+            _text(_safe_str(error)),
+            _text(story),
+            request_id,
+            executor,
+        ]
+    )
+
+
+def input_lost(objects: Sequence[int]) -> bytes:
+    """Objects that a task has to read are not in the store."""
+    return wire.pack(["input", list(objects)[:NAMED]])
+
+
+def versions_differ(difference: str) -> bytes:
+    """Client and function do not fit together."""
+    return wire.pack(["mismatch", difference])
+
+
+def cancelled(reason: str) -> bytes:
+    """Somebody who may has cancelled the job."""
+    return wire.pack(["cancelled", _text(reason)])
+
+
+def rebuild(blob: bytes, keys: Sequence[Hashable]) -> Exception:
+    """The exception to raise in the caller.
+
+    Parameters
+    ----------
+    keys
+        Task number → key.
+    """
+    match wire.unpack(blob):
+        case [b"task", int(), key, pickled, name, text, trace, request_id, executor]:
+            return _task_error(
+                pickled, *(_decoded(t) for t in (key, name, text, trace, request_id, executor))
+            )
+        case [b"input", objects]:
+            return StoreLost(
+                f"The store has lost {_names(objects, keys)}, which a task still had to read."
+                " Check its memory limit and eviction policy (`noeviction` is required)."
+            )
+        case [b"mismatch", difference]:
+            return VersionMismatch(
+                f"The client and the function differ: {_decoded(difference)}. Install the same"
+                " versions on both sides."
+            )
+        case [b"lost", executor, attempts, frontier]:
+            return ExecutorLost(
+                f"Executor {_decoded(executor)} vanished {attempts} times (wukong.max_attempts)"
+                f" while it worked on {_names(wire.unpack(frontier), keys)} and what follows."
+                " Out of memory, or past the function's time limit? The function's log tells."
+            )
+        case [b"unstarted", executor, _, frontier]:
+            return ExecutorLost(
+                f"The invocation of executor {_decoded(executor)} was sent again and again, but"
+                f" never began work on {_names(wire.unpack(frontier), keys)}. Does the function"
+                " start, reach the store, and have free concurrency? Its log tells."
+            )
+        case [b"cancelled", reason]:
+            return JobCancelled(f"The job was cancelled: {_decoded(reason)}.")
+        case [b"protocol", found]:
+            return ProtocolError(
+                f"This should not happen, please report it: {_decoded(found)}."
+            )
+    return ProtocolError(f"The job failed for a reason that cannot be read: {blob!r:.200}")
+
+
+def _task_error(
+    pickled: bytes, key: str, name: str, text: str, trace: str, request_id: str, executor: str
+) -> Exception:
+    where = f"wukong: task {key} failed in executor {executor}, request {request_id}"
+    error: BaseException | None = None
+    if pickled:
+        try:
+            error = wire.loads(pickled)
+        except Exception:
+            error = None
+    if not isinstance(error, Exception):
+        # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
+        return TaskError(f"{name}: {text}\n{where}\n\n{trace}")
+    error.__cause__ = RemoteTraceback(trace)
+    error.add_note(where)
+    return error
+
+
+def _pickled(error: BaseException) -> bytes:
+    """The exception, if it survives the journey; many with their own `__init__` do not."""
+    try:
+        frame = wire.join(wire.dumps(error))
+        same = type(wire.loads(frame)).__qualname__ == type(error).__qualname__
+    except Exception:
+        return b""
+    return frame if same and len(frame) <= MOST_PICKLE else b""
+
+
+def _format(error: BaseException, trace: TracebackType | None) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as broken:  # A __str__ or __repr__ of the user's that raises.
+        return f"(the traceback cannot be shown: {type(broken).__name__})"
+
+
+def _safe_str(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"(its text cannot be shown: {type(broken).__name__})"
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(text: str) -> bytes:
+    return text[:MOST_TEXT].encode("utf-8", "replace")
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
+def _names(tasks: Sequence[int], keys: Sequence[Hashable]) -> str:
+    shown = [repr(keys[t]) if 0 <= t < len(keys) else f"literal {t}" for t in tasks[:NAMED]]
+    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
+    return ", ".join(shown) + more

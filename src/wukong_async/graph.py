@@ -1,0 +1,235 @@
+"""From whatever Dask hands over to numbered-ready tasks: the only room that knows Dask's types.
+
+`ingest` culls to what was requested, converts legacy tuples to Dask's task-spec nodes, follows
+aliases and sets literals apart. It walks the graph once, with a list and not by recursion.
+
+A *literal* is a node without a computation (a `DataNode`, or a plain value in a legacy graph).
+It is no task: it is part of the plan, durable before the job begins, and whoever needs it reads it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_task
+from dask.base import collections_to_expr, is_dask_collection, unpack_collections
+from dask.core import flatten
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
+from dask.local import nested_get
+
+from wukong_async.errors import CycleError, GraphError, MissingDependencyError, MissingKeyError
+
+Key: TypeAlias = Hashable
+Node: TypeAlias = Any
+"""A `dask._task_spec.GraphNode`: a callable over `{key: value}`. Opaque to all other rooms."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGraph:
+    """A culled graph without aliases.
+
+    `sources[key]` maps each dependency as the node names it to the key that provides it:
+    a key of `nodes`, or one of `literals`.
+    """
+
+    nodes: dict[Key, Node]
+    sources: dict[Key, dict[Key, Key]]
+    literals: dict[Key, Any]
+    outputs: dict[Key, Key]
+    """Requested key → the key of the node or literal that provides it."""
+
+    def dependencies(self) -> dict[Key, tuple[Key, ...]]:
+        """Task → the distinct tasks that it needs, in the order of the original graph."""
+        literals = self.literals
+        return {
+            key: tuple(dict.fromkeys(s for s in sources.values() if s not in literals))
+            for key, sources in self.sources.items()
+        }
+
+
+def ingest(graph: object, requested: Sequence[Key]) -> TaskGraph:
+    """Read a Dask graph.
+
+    Parameters
+    ----------
+    graph
+        A mapping (legacy tuples, task-spec nodes, `HighLevelGraph`) or an expression.
+    requested
+        Flat keys of the results.
+
+    Raises
+    ------
+    MissingKeyError, MissingDependencyError, CycleError, GraphError
+    """
+    mapping = materialise(graph)
+    position = {key: index for index, key in enumerate(mapping)}
+    nodes: dict[Key, Node] = {}
+    needs: dict[Key, list[Key]] = {}
+    aliases: dict[Key, Key] = {}
+    literals: dict[Key, Any] = {}
+    for key in requested:
+        if key not in position:
+            raise MissingKeyError(_unknown("The requested key", key, mapping))
+    work = list(reversed(requested))
+    while work:
+        key = work.pop()
+        if key in nodes or key in literals or key in aliases:
+            continue
+        node = mapping[key]
+        if not isinstance(node, GraphNode):
+            node = convert_legacy_task(key, node, position)
+        if isinstance(node, Alias):
+            targets = [node.target]
+            aliases[key] = node.target
+        elif isinstance(node, DataNode):
+            literals[key] = node.value
+            continue
+        elif isinstance(node, GraphNode):
+            targets = list(node.dependencies)
+            nodes[key] = node
+        else:
+            literals[key] = node
+            continue
+        for target in targets:
+            if target not in position:
+                raise MissingDependencyError(
+                    _unknown(f"Task {key!r} depends on a key that", target, mapping)
+                )
+        if len(targets) > 1:
+            targets.sort(key=position.__getitem__)
+        if key in nodes:
+            needs[key] = targets
+        work.extend(reversed(targets))
+    resolve = _resolver(aliases)
+    return TaskGraph(
+        nodes=nodes,
+        sources={key: {name: resolve(name) for name in names} for key, names in needs.items()},
+        literals=literals,
+        outputs={key: resolve(key) for key in requested},
+    )
+
+
+def materialise(graph: object) -> Mapping[Key, Any]:
+    """The low-level graph of a mapping, a `HighLevelGraph` or an expression."""
+    if isinstance(graph, HighLevelGraph):
+        return graph.to_dict()
+    if isinstance(graph, Mapping):
+        return graph
+    make = getattr(graph, "__dask_graph__", None)
+    if make is None:
+        raise GraphError(
+            f"A {type(graph).__qualname__} is not a Dask graph: pass a collection, a mapping of"
+            " keys to tasks, a HighLevelGraph or an expression."
+        )
+    made = make()
+    if made is None or made is graph:
+        raise GraphError(f"The {type(graph).__qualname__} has no Dask graph.")
+    return materialise(made)
+
+
+def parts(node: Node) -> Iterator[tuple[str, object]]:
+    """What a node is made of, with names for messages."""
+    for index, argument in enumerate(getattr(node, "args", ())):
+        yield f"argument {index}", argument
+    for name, argument in getattr(node, "kwargs", {}).items():
+        yield f"argument {name!r}", argument
+    if hasattr(node, "func"):
+        yield "its function", node.func
+
+
+def is_graph(value: object) -> bool:
+    """Whether `value` is a graph of its own rather than a collection of some kind."""
+    if is_dask_collection(value):
+        return False
+    return isinstance(value, Mapping) or hasattr(value, "__dask_graph__")
+
+
+def sinks(graph: object) -> list[Key]:
+    """The keys of a graph that nothing else in it depends on."""
+    mapping = materialise(graph)
+    needed: set[Key] = set()
+    for key, value in mapping.items():
+        node = convert_legacy_task(key, value, mapping)
+        if isinstance(node, GraphNode) and not (isinstance(node, Alias) and node.target == key):
+            needed.update(node.dependencies)
+    return [key for key in mapping if key not in needed]
+
+
+def flat(keys: object) -> list[Key]:
+    """The distinct keys in a key or a nested list of keys."""
+    return list(dict.fromkeys(flatten([keys], container=list)))
+
+
+def nest(keys: object, values: Mapping[Key, Any]) -> Any:
+    """`values` in the shape of a key or a nested list of keys (lists become tuples, as in Dask)."""
+    return nested_get(keys, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `compute` was asked: a graph, the keys of its results, and how to dress them."""
+
+    graph: object
+    keys: Any
+    finish: Callable[[Any], Any]
+
+
+def request(collections: Sequence[object], optimize_graph: bool) -> Request | None:
+    """What to run for `collections`, as `dask.compute` would; None if there is no collection.
+
+    `finish` turns the nested values of `keys` into a tuple with one item for each argument.
+    Delayed objects are not optimised by Dask first: all that does is to cull, and so does `ingest`.
+    """
+    found, repack = unpack_collections(*collections)
+    if not found:
+        return None
+    if all(isinstance(c, Delayed) for c in found):
+        mapping: dict[Key, Any] = {}
+        for collection in found:
+            mapping.update(materialise(collection.__dask_graph__()))
+        return Request(mapping, [c.key for c in found], repack)
+    from dask._expr import FinalizeCompute
+
+    with warnings.catch_warnings():
+        # Mixing arrays with delayed objects is the user's right; Dask's advice on speed is not ours.
+        warnings.filterwarnings("ignore", message="Computing mixed collections")
+        expression = FinalizeCompute(collections_to_expr(found, optimize_graph)).optimize()
+    return Request(expression, list(flatten(expression.__dask_keys__())), repack)
+
+
+def _resolver(aliases: Mapping[Key, Key]) -> Callable[[Key], Key]:
+    """Follow aliases to the end, remembering what was found."""
+    known: dict[Key, Key] = {}
+
+    def resolve(key: Key) -> Key:
+        if key not in aliases:
+            return key
+        trail = [key]
+        while (key := aliases[key]) in aliases:
+            if key in known:
+                key = known[key]
+                break
+            trail.append(key)
+            if len(trail) > len(aliases):
+                raise CycleError(f"The aliases {trail[0]!r} and {key!r} lead to each other.")
+        known.update(dict.fromkeys(trail, key))
+        return key
+
+    return resolve
+
+
+def _unknown(what: str, key: Key, graph: Mapping[Key, Any]) -> str:
+    def some() -> Iterator[str]:
+        for index, known in enumerate(graph):
+            if index == 5:
+                yield "…"
+                return
+            yield repr(known)
+
+    subject = f"{what} {key!r}" if what.endswith("key") else f"{what} is not in the graph: {key!r}"
+    verb = " is not in the graph" if what.endswith("key") else ""
+    return f"{subject}{verb}. The graph has {len(graph)} keys: {', '.join(some()) or 'none'}."

@@ -1,0 +1,152 @@
+"""Invocations through aiobotocore: the only room that talks to AWS Lambda.
+
+AWS and the local cluster differ by `endpoint_url`, so there is one invoker. Throttling is retried
+by botocore's standard mode (exponential backoff with full jitter). An event that could not be sent
+in the end is no harm by itself: its record exists, and the watcher sends it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from wukong_async.config import Settings
+from wukong_async.errors import FunctionNotFound, InvocationError
+from wukong_async.loops import plain
+
+log = logging.getLogger("wukong.invoker")
+
+DEFAULT_REGION = "us-east-1"
+ATTEMPTS = 8
+"""Tries of one Invoke call, the first included: about 20 s of throttling."""
+NOT_FOUND = "ResourceNotFoundException"
+THROTTLED = ("TooManyRequestsException", "ThrottlingException", "ServiceException", "EC2Throttled")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_KEY = "wukong-loopback"
+"""Credentials for a local cluster, which does not look at them; botocore insists on some."""
+
+
+def region_of(settings: Settings) -> str:
+    """The region to call: the setting, else the AWS environment's, else a default."""
+    named = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return named or DEFAULT_REGION
+
+
+class Invoker:
+    """A Lambda client with bounded concurrency. An async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: Any = None
+        self._stack = contextlib.AsyncExitStack()
+        self._slots = asyncio.Semaphore(settings.invoke_concurrency)
+        self.sent = 0
+        """Events that Lambda has accepted."""
+
+    async def __aenter__(self) -> Self:
+        # Half a second of imports that an executor does not need to pay for.
+        from aiobotocore.config import AioConfig
+        from aiobotocore.session import get_session
+
+        settings = self._settings
+        config = AioConfig(
+            max_pool_connections=settings.invoke_concurrency,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            connect_timeout=10,
+            read_timeout=60,
+        )
+        credentials = {}
+        if settings.endpoint_url and urlsplit(settings.endpoint_url).hostname in LOOPBACK:
+            credentials = {
+                "aws_access_key_id": LOOPBACK_KEY,
+                "aws_secret_access_key": LOOPBACK_KEY,
+            }
+        make = get_session().create_client(
+            "lambda",
+            region_name=region_of(settings),
+            endpoint_url=settings.endpoint_url,
+            config=config,
+            **credentials,
+        )
+        self._client = await self._stack.enter_async_context(make)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def check(self) -> None:
+        """Prove that the function exists and may be invoked, without running it.
+
+        Raises
+        ------
+        FunctionNotFound, InvocationError
+        """
+        await self._call(InvocationType="DryRun", Payload=b"{}")
+
+    async def invoke(self, payload: bytes) -> None:
+        """Send one event.
+
+        Raises
+        ------
+        FunctionNotFound, InvocationError
+            Throttling, once the retries are used up, is logged and not raised.
+        """
+        async with self._slots:
+            try:
+                await self._call(InvocationType="Event", Payload=payload)
+            except _Throttled as error:
+                log.warning("an event was not accepted; the watcher sends it again: %s", error)
+            else:
+                self.sent += 1
+
+    async def invoke_all(self, payloads: Iterable[bytes]) -> None:
+        """Send events concurrently."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for payload in payloads:
+                    group.create_task(self.invoke(payload))
+        except BaseExceptionGroup as many:
+            raise plain(many) from None
+
+    async def _call(self, **arguments: Any) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        name = self._settings.function_name
+        where = self._settings.endpoint_url or "AWS"
+        try:
+            await self._client.invoke(FunctionName=name, **arguments)
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code == NOT_FOUND:
+                raise FunctionNotFound(
+                    f"There is no function {name!r} in region {region_of(self._settings)} ({where})."
+                    " Set wukong.function_name, wukong.region or wukong.endpoint_url."
+                ) from error
+            if code in THROTTLED:
+                raise _Throttled(str(error)) from error
+            raise InvocationError(
+                f"Invoking {name!r} in region {region_of(self._settings)} ({where}) failed: {error}"
+            ) from error
+        except (BotoCoreError, OSError) as error:
+            raise InvocationError(
+                f"The Lambda API for region {region_of(self._settings)} ({where}) cannot be"
+                f" reached or used: {error} Check wukong.region, wukong.endpoint_url and the AWS"
+                " credentials."
+            ) from error
+
+
+class _Throttled(InvocationError):
+    """Lambda has no room for the event now."""
+
+

@@ -1,0 +1,246 @@
+"""`LocalCluster`: what a user starts when there is no AWS account."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from wukong_async.config import Settings
+from wukong_async.errors import ClusterError, ConfigError
+from wukong_async.local.endpoint import Counters, Loopback
+from wukong_async.local.function import EventInvokeConfig
+from wukong_async.local.valkey import Valkey
+from wukong_async.loops import LoopThread
+
+HANDLER = "lambda_handler.handler"
+REGION = "us-east-1"
+START_TIMEOUT = 60.0
+"""Seconds for all sandboxes to initialise; they take about one."""
+BLAS_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStats:
+    """What the loopback Lambda has counted since its start."""
+
+    invocations: int
+    deliveries: int
+    errors: int
+    timeouts: int
+    out_of_memory: int
+    throttles: int
+    discarded: int
+    billed_ms: int
+    sandboxes: int
+
+
+class LocalCluster:
+    """A private Valkey and a loopback Lambda with `n_workers` sandboxes, on this machine.
+
+    An async context manager and a plain one; or `start` and `close` it. Everything it has started
+    ends with it, whether it is closed, interrupted, or its process is killed.
+
+    Parameters
+    ----------
+    n_workers
+        Sandboxes, each with one task at a time; default: one per core.
+    timeout
+        Seconds that one invocation may take.
+    memory_size
+        MB of memory that a sandbox may use.
+    event_invoke_config
+        Retries and maximum age of asynchronous events.
+    function_name
+        The function's name.
+    environment
+        Variables for the sandboxes, on top of this process's.
+
+    Raises
+    ------
+    ClusterError
+        On entering: when Valkey or a sandbox does not start, with what it has written.
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        *,
+        timeout: float = 900.0,
+        memory_size: int = 3008,
+        event_invoke_config: EventInvokeConfig | None = None,
+        function_name: str = "wukong-executor",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        if n_workers is None:
+            n_workers = _cores()
+        if n_workers < 1:
+            raise ConfigError(f"n_workers must be at least 1, not {n_workers}.")
+        if timeout <= 0:
+            raise ConfigError(f"timeout must be positive, not {timeout}.")
+        self.n_workers = n_workers
+        self._timeout = timeout
+        self._memory_size = memory_size
+        self._config = event_invoke_config or EventInvokeConfig()
+        self._function_name = function_name
+        self._environment = dict(environment or {})
+        self._thread: LoopThread | None = None
+        self._valkey: Valkey | None = None
+        self._loopback: Loopback | None = None
+
+    def __repr__(self) -> str:
+        state = self._loopback.url if self._loopback else "not running"
+        return f"<LocalCluster {state} n_workers={self.n_workers}>"
+
+    # Life -------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Start and wait until every sandbox is warm. Does nothing if it runs already."""
+        if self._thread is not None:
+            return self
+        self._thread = LoopThread("wukong-local-cluster")
+        atexit.register(self.close)
+        try:
+            self._thread.run(self._start())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Stop everything. May be called twice."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        atexit.unregister(self.close)
+        try:
+            thread.run(self._stop())
+        finally:
+            thread.stop()
+            if self._valkey is not None:
+                self._valkey.stop()
+                self._valkey = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    async def _start(self) -> None:
+        self._valkey = valkey = Valkey()
+        self._loopback = Loopback(
+            function_name=self._function_name,
+            region=REGION,
+            handler=HANDLER,
+            environment=self._sandbox_environment(valkey.url),
+            concurrency=self.n_workers,
+            timeout=self._timeout,
+            memory_size=self._memory_size,
+            config=self._config,
+            valkey=valkey,
+        )
+        await self._loopback.__aenter__()
+        await valkey.started()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._loopback.ready()
+        except TimeoutError:
+            raise ClusterError(
+                f"The sandboxes did not initialise within {START_TIMEOUT:.0f} s:\n"
+                f"{self._loopback.log()}"
+            ) from None
+
+    async def _stop(self) -> None:
+        loopback, self._loopback = self._loopback, None
+        if loopback is not None:
+            await loopback.__aexit__(None, None, None)
+
+    # What clients need ------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings that make a client use this cluster.
+
+        Raises
+        ------
+        ClusterError
+            If it is not running.
+        """
+        loopback, valkey = self._running()
+        return {
+            "function_name": self._function_name,
+            "region": REGION,
+            "endpoint_url": loopback.url,
+            "redis_endpoints": (valkey.url,),
+            "max_concurrency": self.n_workers,
+        }
+
+    # What users want to know ------------------------------------------------------------------
+
+    def stats(self) -> ClusterStats:
+        """What the loopback Lambda has counted."""
+        counters: Counters = self._running()[0].counters
+        return ClusterStats(**{name: getattr(counters, name) for name in Counters.__slots__})
+
+    def log(self, request_id: str | None = None) -> str:
+        """What a request has written, as CloudWatch would show it; of all requests by default."""
+        return self._running()[0].log(request_id)
+
+    def sandbox_pids(self) -> list[int]:
+        """The sandboxes' processes."""
+        return self._running()[0].sandbox_pids()
+
+    # ------------------------------------------------------------------------------------------
+
+    def _running(self) -> tuple[Loopback, Valkey]:
+        if self._loopback is None or self._valkey is None:
+            raise ClusterError("The local cluster is not running: enter or start() it first.")
+        return self._loopback, self._valkey
+
+    def _sandbox_environment(self, redis_url: str) -> dict[str, str]:
+        settings = Settings(redis_endpoints=(redis_url,))
+        # A sandbox imports what its parent can: the user's own modules included.
+        path = [os.getcwd() if entry == "" else entry for entry in sys.path]
+        return {
+            **os.environ,
+            **dict.fromkeys(BLAS_THREADS, "1"),
+            "PYTHONPATH": os.pathsep.join(path),
+            "AWS_ACCESS_KEY_ID": "wukong-loopback",
+            "AWS_SECRET_ACCESS_KEY": "wukong-loopback",
+            **settings.environment(),
+            **self._environment,
+        }
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1

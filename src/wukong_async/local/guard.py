@@ -1,0 +1,45 @@
+"""The last one to leave: runs Valkey, and ends everything when its parent is gone.
+
+A program of its own (`python -I -S guard.py DIRECTORY COMMAND…`), standard library only, so that
+it starts in milliseconds and outlives a parent that is killed. The parent holds the other end of
+its standard input: lines `+PID` and `-PID` register and forget the sandboxes' process groups, and
+the end of the file, which the kernel brings about whatever happens to the parent, means: kill the
+registered groups and COMMAND, delete DIRECTORY, exit.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+
+def main(directory: str, command: list[str]) -> None:
+    """Run `command` until standard input ends."""
+    # Ctrl-C reaches the parent, which decides; a terminal that closes ends our input.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    groups: set[int] = set()
+    with open(os.path.join(directory, "valkey.log"), "wb") as log:
+        server = subprocess.Popen(
+            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        for line in sys.stdin:
+            pid = int(line[1:])
+            if line.startswith("+"):
+                groups.add(pid)
+            else:
+                groups.discard(pid)
+    finally:
+        for pid in groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        server.kill()
+        server.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

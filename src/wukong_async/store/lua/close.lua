@@ -1,0 +1,12 @@
+-- Delete everything of a job on a data shard. Atomic against `confirm`: what is written later finds
+-- no `open` and takes itself back.
+--
+-- KEYS  1 open  2 index
+-- reply how many objects there were
+redis.call('DEL', KEYS[1])
+local objects = redis.call('SMEMBERS', KEYS[2])
+for i = 1, #objects, 2000 do
+  redis.call('UNLINK', unpack(objects, i, math.min(i + 1999, #objects)))
+end
+redis.call('DEL', KEYS[2])
+return #objects

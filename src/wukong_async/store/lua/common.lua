@@ -1,0 +1,60 @@
+-- Shared by every script of a job's metadata; put in front of each when it is loaded.
+--
+-- KEYS  1 job   hash   state, error, counts and limits of the job
+--       2 live  zset   executor -> time its lease is over; its size is the slots in use
+--       3 rec   hash   executor -> {gen, nonce, seq, unstarted};  executor/f -> frontier;
+--                      executor/r -> reply to the last commit
+--       4 cnt   hash   fan-in -> inputs that have arrived
+--       5 refs  hash   object -> "reads to come" or "reads to come:parts on the data shards"
+--       6 val   hash   object -> small value, or pointer to the data shards
+--       7 res   hash   requested task -> small value or pointer
+--       8 open  string while it exists, the job may write; it outlives every object of the job
+--
+-- All times are this server's, in milliseconds. Numbers stay below 2^53. Everything is decoded
+-- before the first write, because Lua does not roll back.
+
+local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local call = redis.call
+local CHUNK = 2000 -- values that unpack() can take safely; its own limit is near 8,000
+local LONGEST = 8 -- a lease or a grace grows at most this many times over
+
+local function now()
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function load_record(x)
+  local packed = call('HGET', REC, x)
+  if not packed then return nil end
+  local r = cmsgpack.unpack(packed)
+  return { gen = r[1], nonce = r[2], seq = r[3], unstarted = r[4] }
+end
+
+local function pack_record(r)
+  return cmsgpack.pack({ r.gen, r.nonce, r.seq, r.unstarted })
+end
+
+local function drop_record(x)
+  call('HDEL', REC, x, x .. '/f', x .. '/r')
+  call('ZREM', LIVE, x)
+end
+
+-- A key that was emptied and written again has lost its expiry: each script sets it on what it
+-- may have created.
+local function expire(deadline, ...)
+  for _, key in ipairs({ ... }) do call('PEXPIREAT', key, deadline) end
+end
+
+-- The only way out of the running state.
+local function finish_job(state, err)
+  local job = call('HMGET', JOB, 'channel', 'id')
+  call('HSET', JOB, 'state', state, 'error', err)
+  call('PUBLISH', job[1], job[2])
+end
+
+local function in_chunks(command, key, args)
+  for i = 1, #args, CHUNK do
+    call(command, key, unpack(args, i, math.min(i + CHUNK - 1, #args)))
+  end
+end

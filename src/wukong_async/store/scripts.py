@@ -1,0 +1,39 @@
+"""The Lua scripts, as they are sent: `common.lua` in front of those on a job's metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script and the SHA-1 that Redis knows it by."""
+
+    name: str
+    source: str
+    sha: str
+
+
+def _read(name: str, *, prelude: str = "") -> Script:
+    source = prelude + (files(__package__) / "lua" / f"{name}.lua").read_text("utf-8")
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+_COMMON = _read("common").source
+
+CREATE = _read("create", prelude=_COMMON)
+BEGIN = _read("begin", prelude=_COMMON)
+COMMIT = _read("commit", prelude=_COMMON)
+RENEW = _read("renew", prelude=_COMMON)
+WATCH = _read("watch", prelude=_COMMON)
+CANCEL = _read("cancel", prelude=_COMMON)
+OUTCOME = _read("outcome", prelude=_COMMON)
+FINISH = _read("finish", prelude=_COMMON)
+CONFIRM = _read("confirm")
+CLOSE = _read("close")
+EXTEND = _read("extend")
+
+ALL = (CREATE, BEGIN, COMMIT, RENEW, WATCH, CANCEL, OUTCOME, FINISH, CONFIRM, CLOSE, EXTEND)
+BY_SHA = {script.sha: script for script in ALL}
