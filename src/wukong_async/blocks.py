@@ -101,7 +101,8 @@ def decode(frame: bytes, first: int) -> Block:
     entries: list[Entry] = wire.loads(frame)
     for number, entry in enumerate(entries, first):
         node, names, sources, constants, consumers, degrees, requested = entry
-        inputs, literals = sources, ()
+        inputs = sources
+        literals: tuple[int, ...] = ()
         if sources and min(sources) < 0:
             inputs = tuple([s for s in sources if s >= 0])
             literals = tuple({s: None for s in sources if s < 0})

@@ -142,6 +142,26 @@ Action: TypeAlias = Begin | Load | Fetch | Run | Publish | Send | Drop | Delete 
 class Engine:
     """The decisions of one incarnation of one executor."""
 
+    # The books of one round; `_start_round` opens them.
+    _frontier: list[int]
+    _head: int  # Frontier tasks before this have been scheduled,
+    _window: int  # before this have their inputs in memory or asked for,
+    _ahead: int  # before this have their blocks loaded or asked for.
+    _stack: list[int]  # Ready; the next one on top.
+    _stalled: list[int]  # Ready, but for their block.
+    _starved: list[int]  # Ready, but for a literal,
+    _fed: set[int]  # which has been asked for.
+    _arrived: dict[int, int]  # Consumer → inputs made here, while some are missing,
+    _degree: dict[int, int]  # and its in-degree.
+    _made: list[int]
+    _left: dict[int, int]
+    _need: dict[int, int]
+    _unread: set[int]  # Read for the last time by the Run in flight.
+    _loading: set[int]
+    _fetching: set[int]
+    _running: bool
+    _trim_pending: bool
+
     def __init__(self) -> None:
         self.state = State.BEGIN
         self.generation = 0
@@ -202,6 +222,10 @@ class Engine:
     def ran(self) -> None:
         """All steps of the Run are done."""
         self._running = False
+        if self._unread:
+            self._kept.difference_update(self._unread)
+            self._actions.append(Drop(tuple(sorted(self._unread))))
+            self._unread.clear()
 
     def failed(self) -> None:
         """A task failed, its output does not pickle, or an input is lost: the job fails."""
@@ -238,20 +262,11 @@ class Engine:
 
     def _start_round(self, frontier: Sequence[int]) -> None:
         self._frontier = sorted(frontier)
-        self._head = 0  # frontier tasks before this have been scheduled,
-        self._window = 0  # before this have their inputs in memory or asked for,
-        self._ahead = 0  # before this have their blocks loaded or asked for.
-        self._stack: list[int] = []
-        self._stalled: list[int] = []
-        self._starved: list[int] = []
-        self._fed: set[int] = set()
-        self._arrived: dict[int, int] = {}
-        self._degree: dict[int, int] = {}
-        self._made: list[int] = []
-        self._left: dict[int, int] = {}
-        self._need: dict[int, int] = {}
-        self._loading: set[int] = set()
-        self._fetching: set[int] = set()
+        self._head = self._window = self._ahead = 0
+        self._stack, self._stalled, self._starved, self._fed = [], [], [], set()
+        self._arrived, self._degree = {}, {}
+        self._made, self._left, self._need, self._unread = [], {}, {}, set()
+        self._loading, self._fetching = set(), set()
         self._running = False
         self._trim_pending = False
 
@@ -310,6 +325,7 @@ class Engine:
         missing = []
         for number in objects:
             self._need[number] = self._need.get(number, 0) + 1
+            self._unread.discard(number)
             if number not in self._kept and number not in self._fetching:
                 self._fetching.add(number)
                 missing.append(number)
@@ -324,14 +340,13 @@ class Engine:
                 if spec.literals and self._starves(spec):
                     continue
                 drops = self._read_made(spec.inputs)
-                if spec.literals:
-                    drops += self._read_stored(spec.literals)
+                self._read_stored(spec.literals)
             elif (ready := self._next_of_frontier()) is not None:
-                spec = ready
-                drops = self._read_stored(spec.inputs + spec.literals)
+                spec, drops = ready, ()
+                self._read_stored(spec.inputs + spec.literals)
             else:
                 break
-            steps.append(Step(spec.number, tuple(drops)))
+            steps.append(Step(spec.number, drops))
             self._made.append(spec.number)
             self._left[spec.number] = len(spec.consumers)
             self._reach(spec)
@@ -358,7 +373,7 @@ class Engine:
         self._head += 1
         return spec
 
-    def _read_made(self, objects: Iterable[int]) -> list[int]:
+    def _read_made(self, objects: Iterable[int]) -> tuple[int, ...]:
         """Count one reader of outputs of this round down; return those that are done with."""
         drops = []
         for number in objects:
@@ -366,18 +381,19 @@ class Engine:
             if not self._left[number] and not self._specs[number].requested:
                 del self._left[number]
                 drops.append(number)
-        return drops
+        return tuple(drops)
 
-    def _read_stored(self, objects: Iterable[int]) -> list[int]:
-        """The same for objects from earlier rounds or the store."""
-        drops = []
+    def _read_stored(self, objects: Iterable[int]) -> None:
+        """The same for objects from earlier rounds or the store.
+
+        Those that are done with are dropped after the Run, not in it: another task may ask for
+        one meanwhile, and what it fetched would be dropped by a step that is still to run.
+        """
         for number in objects:
             self._need[number] -= 1
             if not self._need[number]:
                 del self._need[number]
-                self._kept.discard(number)
-                drops.append(number)
-        return drops
+                self._unread.add(number)
 
     def _reach(self, spec: TaskSpec) -> None:
         """Hand the output of `spec` to its consumers; those that have all inputs are ready."""
@@ -399,7 +415,7 @@ class Engine:
             return
         self._trim_pending = False
         wanted = {number for task in self._frontier for number in self._specs[task].inputs}
-        wanted.update(self._need)
+        wanted.update(self._need, self._unread)
         if drops := tuple(sorted(self._kept - wanted)):
             self._kept.difference_update(drops)
             self._actions.append(Drop(drops))

@@ -127,9 +127,7 @@ def rebuild(blob: bytes, keys: Sequence[Hashable]) -> Exception:
         case [b"cancelled", reason]:
             return JobCancelled(f"The job was cancelled: {_decoded(reason)}.")
         case [b"protocol", found]:
-            return ProtocolError(
-                f"This should not happen, please report it: {_decoded(found)}."
-            )
+            return ProtocolError(f"This should not happen, please report it: {_decoded(found)}.")
     return ProtocolError(f"The job failed for a reason that cannot be read: {blob!r:.200}")
 
 

@@ -195,7 +195,7 @@ def request(collections: Sequence[object], optimize_graph: bool) -> Request | No
     from dask._expr import FinalizeCompute
 
     with warnings.catch_warnings():
-        # Mixing arrays with delayed objects is the user's right; Dask's advice on speed is not ours.
+        # Mixing arrays with delayed objects is the user's right; the advice is about Dask's speed.
         warnings.filterwarnings("ignore", message="Computing mixed collections")
         expression = FinalizeCompute(collections_to_expr(found, optimize_graph)).optimize()
     return Request(expression, list(flatten(expression.__dask_keys__())), repack)

@@ -74,7 +74,7 @@ class Invocation:
                 "wukong": int(version),
                 "job": str(job_id),
                 "executor": str(executor),
-                "versions": {**client},
+                "versions": dict(client),
             } if version == FORMAT:
                 return cls(job_id, executor, client)
         raise InvocationError(

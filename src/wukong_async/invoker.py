@@ -130,8 +130,8 @@ class Invoker:
             code = error.response.get("Error", {}).get("Code", "")
             if code == NOT_FOUND:
                 raise FunctionNotFound(
-                    f"There is no function {name!r} in region {region_of(self._settings)} ({where})."
-                    " Set wukong.function_name, wukong.region or wukong.endpoint_url."
+                    f"There is no function {name!r} in region {region_of(self._settings)}"
+                    f" ({where}). Set wukong.function_name, wukong.region or wukong.endpoint_url."
                 ) from error
             if code in THROTTLED:
                 raise _Throttled(str(error)) from error
@@ -148,5 +148,3 @@ class Invoker:
 
 class _Throttled(InvocationError):
     """Lambda has no room for the event now."""
-
-

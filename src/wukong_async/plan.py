@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from wukong_async.errors import CycleError
@@ -42,7 +43,7 @@ class Plan:
         leaves = self.leaves
         count = min(count, len(leaves))
         bounds = [round(len(leaves) * i / count) for i in range(count + 1)] if count else []
-        return [leaves[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [leaves[a:b] for a, b in pairwise(bounds)]
 
 
 def make_plan(dependencies: Mapping[Key, Sequence[Key]], outputs: Iterable[Key]) -> Plan:

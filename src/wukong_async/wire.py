@@ -116,7 +116,7 @@ def join(segments: Sequence[Buffer]) -> bytes:
 
 
 def pack(value: object) -> bytes:
-    """msgpack in the dialect that Lua's cmsgpack reads: no `bin` type, strings are bytes."""
+    """Msgpack in the dialect that Lua's cmsgpack reads: no `bin` type, strings are bytes."""
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
@@ -137,7 +137,8 @@ def _frame(body: bytes, buffers: list[memoryview]) -> Segments:
     header = msgpack.packb([len(body), [(b.nbytes, not b.readonly) for b in buffers]])
     segments: Segments = [_LENGTH.pack(OUT_OF_BAND, len(header)), header]
     offset = _LENGTH.size + len(header)
-    for part in (body, *buffers):
+    parts: Segments = [body, *buffers]
+    for part in parts:
         segments.append(bytes(_aligned(offset) - offset))
         segments.append(part)
         offset = _aligned(offset) + len(part)

@@ -33,7 +33,9 @@ class Cluster(Protocol):
     """Something that runs executors: what it needs of a client are settings."""
 
     @property
-    def settings(self) -> Mapping[str, object]: ...
+    def settings(self) -> Mapping[str, object]:
+        """What to set, by name."""
+        ...
 
 
 class WukongClient:

@@ -9,12 +9,13 @@ then only adds what was fetched. Leases are renewed from the loop meanwhile.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dask._task_spec
@@ -47,7 +48,7 @@ T = TypeVar("T")
 
 LARGE = 1_000_000
 """Values of more bytes than this are unpickled off the loop, so that renewals go out."""
-OURS = (os.path.dirname(os.path.dirname(__file__)), dask._task_spec.__file__)
+OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
 
@@ -270,7 +271,7 @@ class Incarnation:
         rest = list(tasks)
         while rest and not self._stop.is_set():
             made = await self._in_worker(
-                lambda: _encode(rest, self._values, self._facts, self._stop)
+                partial(_encode, rest, self._values, self._facts, self._stop)
             )
             if isinstance(made, Failed):
                 self._fail(self._task_failed(made))
@@ -355,4 +356,3 @@ def _encode(
         if waiting > BATCH_BYTES:
             break
     return payloads, objects
-

@@ -1,7 +1,7 @@
 """What a warm sandbox keeps: a loop, connections, a worker thread, and caches keyed by job.
 
 Nothing else survives an invocation. Whatever happens inside one, `handle` returns normally
-wherever it can: raising would make Lambda deliver the event again, and an invocation is only a hint.
+wherever it can: raising would make Lambda deliver the event again.
 """
 
 from __future__ import annotations

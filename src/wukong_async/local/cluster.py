@@ -7,6 +7,7 @@ import atexit
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +33,7 @@ BLAS_THREADS = (
 
 @dataclass(frozen=True, slots=True)
 class ClusterStats:
-    """What the loopback Lambda has counted since its start."""
+    """What the loopback Lambda and Valkey have counted since their start."""
 
     invocations: int
     deliveries: int
@@ -43,6 +44,13 @@ class ClusterStats:
     discarded: int
     billed_ms: int
     sandboxes: int
+    store_calls: int
+    """Commands that Valkey has run, those inside scripts included."""
+    store_bytes_in: int
+    store_bytes_out: int
+    store_bytes: int
+    """Memory that Valkey uses now."""
+    store_bytes_peak: int
 
 
 class LocalCluster:
@@ -205,9 +213,17 @@ class LocalCluster:
     # What users want to know ------------------------------------------------------------------
 
     def stats(self) -> ClusterStats:
-        """What the loopback Lambda has counted."""
-        counters: Counters = self._running()[0].counters
-        return ClusterStats(**{name: getattr(counters, name) for name in Counters.__slots__})
+        """What the loopback Lambda and Valkey have counted, reading it not included."""
+        loopback, valkey = self._running()
+        info = valkey.info()
+        return ClusterStats(
+            **{name: getattr(loopback.counters, name) for name in Counters.__slots__},
+            store_calls=info["total_commands_processed"],
+            store_bytes_in=info["total_net_input_bytes"],
+            store_bytes_out=info["total_net_output_bytes"],
+            store_bytes=info["used_memory"],
+            store_bytes_peak=info["used_memory_peak"],
+        )
 
     def log(self, request_id: str | None = None) -> str:
         """What a request has written, as CloudWatch would show it; of all requests by default."""
@@ -227,7 +243,7 @@ class LocalCluster:
     def _sandbox_environment(self, redis_url: str) -> dict[str, str]:
         settings = Settings(redis_endpoints=(redis_url,))
         # A sandbox imports what its parent can: the user's own modules included.
-        path = [os.getcwd() if entry == "" else entry for entry in sys.path]
+        path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
         return {
             **os.environ,
             **dict.fromkeys(BLAS_THREADS, "1"),

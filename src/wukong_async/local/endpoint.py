@@ -13,7 +13,6 @@ import base64
 import contextlib
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -22,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
 
@@ -214,7 +214,7 @@ class Loopback:
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
             "AWS_ENDPOINT_URL_LAMBDA": self.url,
-            "LAMBDA_TASK_ROOT": os.getcwd(),
+            "LAMBDA_TASK_ROOT": str(Path.cwd()),
             "_HANDLER": self.handler,
         }
 
@@ -225,7 +225,7 @@ class Loopback:
         delivery = self._deliveries.get(sandbox.number)
         said = sandbox.take_output()
         if delivery is not None:
-            kind, text = _death(sandbox, code, delivery, self.timeout)
+            kind, text = _death(sandbox, code, delivery)
             self._end(sandbox, _error_body(kind, text), error=True, log=said + text + "\n")
         self._function.lost(sandbox.number)
         if not sandbox.invoked and not self._stopping:
@@ -389,9 +389,7 @@ class Loopback:
         if http.headers.get("X-Amz-Log-Type") == "Tail":
             tail = outcome.log.encode()[-LOG_TAIL:]
             headers["X-Amz-Log-Result"] = base64.b64encode(tail).decode()
-        return web.Response(
-            body=outcome.body, headers=headers, content_type="application/json"
-        )
+        return web.Response(body=outcome.body, headers=headers, content_type="application/json")
 
     def _admit(self, request: Request) -> None:
         if not self._function.admit(request):
@@ -529,9 +527,7 @@ class Loopback:
         if request.client_context:
             context = base64.b64decode(request.client_context).decode()
             headers["Lambda-Runtime-Client-Context"] = context
-        return web.Response(
-            body=request.payload, headers=headers, content_type="application/json"
-        )
+        return web.Response(body=request.payload, headers=headers, content_type="application/json")
 
 
 class _Refused(Exception):
@@ -564,9 +560,7 @@ def _status(code: int) -> str:
     return f"signal: {-code}" if code < 0 else f"exit status {code}"
 
 
-def _death(
-    sandbox: Sandbox, code: int, delivery: _Delivery, timeout: float
-) -> tuple[str, str]:
+def _death(sandbox: Sandbox, code: int, delivery: _Delivery) -> tuple[str, str]:
     """The type and the text of the error that a caller sees when a sandbox dies."""
     rid = delivery.request.request_id
     if sandbox.killed_for and sandbox.killed_for.startswith("Task timed out"):

@@ -103,11 +103,11 @@ class Function:
         for request in expired:
             self.queue.remove(request)
         assigned: list[tuple[int, Request]] = []
-        while self.idle and (request := self._next(now)) is not None:
+        while self.idle and (following := self._next(now)) is not None:
             sandbox = self.idle.pop()
-            request.attempts += 1
-            self.running[sandbox] = request
-            assigned.append((sandbox, request))
+            following.attempts += 1
+            self.running[sandbox] = following
+            assigned.append((sandbox, following))
         return assigned, expired
 
     def ended(self, sandbox: int, *, failed: bool, now: float) -> tuple[Request | None, bool]:

@@ -93,8 +93,10 @@ class Sandbox:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def take_output(self) -> str:
-        """What was written since the last call. Complete once the runtime client has answered:
-        it writes before it answers."""
+        """What was written since the last call.
+
+        Complete once the runtime client has answered: it writes before it answers.
+        """
         self._drain()
         text = self._output.decode("utf-8", "replace")
         self._output.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from wukong_async.errors import ClusterError
 START_TIMEOUT = 10.0
 """Seconds; it takes about 0.05."""
 STOP_TIMEOUT = 10.0
+INFO_TIMEOUT = 10.0
 LONGEST_PATH = 100
 """Bytes of a unix socket's path: 104 on macOS, 108 on Linux."""
 
@@ -32,10 +34,11 @@ class Valkey:
     def __init__(self) -> None:
         base = tempfile.gettempdir()
         if len(base) > LONGEST_PATH - 40:
-            base = "/tmp"
+            base = "/tmp"  # noqa: S108 - mkdtemp makes a private directory in it
         # mkdtemp makes it 0700: whoever may not enter cannot connect.
         self.directory = Path(tempfile.mkdtemp(prefix="wukong-", dir=base))
         self.socket = self.directory / "valkey.sock"
+        self._own_commands = self._own_in = self._own_out = 0
         command = [str(get_binary_path()), *self._arguments()]
         self._guard = subprocess.Popen(
             [
@@ -81,6 +84,31 @@ class Valkey:
         said = log.read_text(errors="replace")[-2000:] if log.exists() else "(no log)"
         self.stop()
         raise ClusterError(f"The embedded Valkey did not start:\n{said}")
+
+    def info(self) -> dict[str, int]:
+        """The whole numbers in the server's INFO, this method's own traffic taken off."""
+        request = b"*1\r\n$4\r\nINFO\r\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(INFO_TIMEOUT)
+            connection.connect(str(self.socket))
+            connection.sendall(request)
+            with connection.makefile("rb") as answer:
+                first = answer.readline()
+                body = answer.read(int(first[1:]) + 2)
+        numbers = {}
+        for line in body.decode().splitlines():
+            name, _, value = line.partition(":")
+            if value.isdigit():
+                numbers[name] = int(value)
+        # INFO is counted when it is answered: its command and request are in these numbers, its
+        # answer is not yet.
+        numbers["total_commands_processed"] -= self._own_commands
+        numbers["total_net_input_bytes"] -= self._own_in + len(request)
+        numbers["total_net_output_bytes"] -= self._own_out
+        self._own_commands += 1
+        self._own_in += len(request)
+        self._own_out += len(first) + len(body)
+        return numbers
 
     def watch(self, pid: int) -> None:
         """Have the guard kill this process group if this process dies."""

@@ -272,9 +272,7 @@ def _literals(upload: Upload, keys: Sequence[Hashable]) -> dict[Hashable, Any]:
     return {key: literals[outputs[key]] for key in keys if outputs[key] in literals}
 
 
-def _unpickle(
-    frames: Mapping[int, bytes | None], keys: Sequence[Hashable]
-) -> dict[int, Any]:
+def _unpickle(frames: Mapping[int, bytes | None], keys: Sequence[Hashable]) -> dict[int, Any]:
     values = {}
     for task, frame in frames.items():
         assert frame is not None

@@ -154,9 +154,13 @@ class Connections:
 
     async def call(self, shard: int, script: Script, keys: Sequence[str], *args: Any) -> Any:
         """Run a script until it is answered."""
+        return await self.command(shard, "EVALSHA", script.sha, len(keys), *keys, *args)
 
-        def run(client: Redis) -> Awaitable[Any]:
-            return client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+    async def command(self, shard: int, *words: Any) -> Any:
+        """Run a command until it is answered."""
+
+        async def run(client: Redis) -> Any:
+            return await client.execute_command(*words)  # type: ignore[no-untyped-call]
 
         return await self.ask(shard, run)
 

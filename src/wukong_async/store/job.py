@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -102,15 +103,11 @@ class JobStore:
             status, generation, sequence, lease / 1000, tuple(wire.unpack(frontier)), facts
         )
 
-    async def commit(
-        self, executor: str, generation: int, sequence: int, body: bytes
-    ) -> Reply:
+    async def commit(self, executor: str, generation: int, sequence: int, body: bytes) -> Reply:
         """Send a commit made by `commit_body`. OK, FENCED, STOP, STALE or REJECTED."""
         answer = await self._call(scripts.COMMIT, executor, generation, sequence, body)
         status, claims, deletes, gone = wire.unpack(answer)
-        return Reply(
-            Status(status.decode()), tuple(claims), tuple(map(tuple, deletes)), bool(gone)
-        )
+        return Reply(Status(status.decode()), tuple(claims), tuple(map(tuple, deletes)), bool(gone))
 
     async def renew(self, executor: str, generation: int) -> Status:
         """Extend a lease. OK, FENCED or STOP."""
@@ -122,14 +119,13 @@ class JobStore:
         if not answer:
             return Watch(None)
         state, passed, live, extended, revived = answer
-        watch = Watch(
+        return Watch(
             JobState(state.decode()),
             tuple(executor.decode() for executor in revived),
             passed,
             live,
             bool(extended),
         )
-        return watch
 
     async def cancel(self, state: JobState, error: bytes) -> JobState | None:
         """End a running job. The job's state afterwards; None if it is unknown."""
@@ -160,30 +156,22 @@ class JobStore:
         """Keep the job's objects on the data shards from expiring."""
         shards = range(len(self._connections))
         await asyncio.gather(
-            *(
-                self._connections.call(s, scripts.EXTEND, self._index(), _ms(ttl))
-                for s in shards
-            )
+            *(self._connections.call(s, scripts.EXTEND, self._index(), _ms(ttl)) for s in shards)
         )
 
     # Objects ----------------------------------------------------------------------------------
 
     async def open(self, ttl: float) -> None:
         """Allow writes for this job, on every shard."""
-
-        def mark(client: Redis) -> Awaitable[Any]:
-            return client.set(self._key("open"), 1, px=_ms(ttl))
-
+        words = ("SET", self._key("open"), 1, "PX", _ms(ttl))
         shards = range(len(self._connections))
-        await asyncio.gather(*(self._connections.ask(s, mark) for s in shards))
+        await asyncio.gather(*(self._connections.command(s, *words) for s in shards))
 
     async def put(self, objects: Iterable[tuple[str, wire.Segments]], ttl: float) -> Status:
         """Write objects. OK or CLOSED; in the latter case the job is over."""
         placed: dict[int, list[tuple[str, wire.Segments]]] = {}
         for name, segments in objects:
-            placed.setdefault(self._connections.shard(self._key(name)), []).append(
-                (name, segments)
-            )
+            placed.setdefault(self._connections.shard(self._key(name)), []).append((name, segments))
         statuses = await asyncio.gather(
             *(
                 self._put_batch(shard, batch, ttl)
@@ -203,7 +191,7 @@ class JobStore:
 
         async def read(shard: int, batch: list[tuple[int, str, int]]) -> None:
             keys = [key for _, key, _ in batch]
-            values = await self._connections.ask(shard, lambda client: client.mget(keys))
+            values = await self._connections.command(shard, "MGET", *keys)
             for (index, _, _), value in zip(batch, values, strict=True):
                 found[index] = value
 
@@ -232,15 +220,11 @@ class JobStore:
 
         for shard, keys in placed.items():
             for batch in _batches(keys, lambda _: 0):
-                await self._connections.ask(shard, lambda client, b=batch: unlink(client, b))  # type: ignore[misc]
+                await self._connections.ask(shard, partial(unlink, keys=batch))
 
     async def read(self, tasks: Sequence[int]) -> dict[int, bytes | None]:
         """The outputs of tasks, as frames; None for what the store does not have (any more)."""
-
-        def fields(client: Redis) -> Awaitable[Any]:
-            return client.hmget(self._key("val"), [str(task) for task in tasks])
-
-        stored = await self._connections.ask(self._shard, fields)
+        stored = await self._connections.command(self._shard, "HMGET", self._key("val"), *tasks)
         return await self.resolve(dict(zip(tasks, stored, strict=True)))
 
     async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
@@ -305,10 +289,19 @@ def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = 
     error
         What went wrong, for a failed one.
     """
+    results = set(commit.results)
+
+    def references(task: int, reads: int) -> int:
+        # A result that is only pointed to must outlive its readers: it is held, by one more.
+        return reads + (payloads[task].parts > 0 and task in results)
+
     return wire.pack(
         [
             commit.passed,
-            [[t, reads, payloads[t].parts, payloads[t].inline] for t, reads in commit.publish],
+            [
+                [task, references(task, reads), payloads[task].parts, payloads[task].inline]
+                for task, reads in commit.publish
+            ],
             [[t, payloads[t].inline] for t in commit.results],
             commit.arrivals,
             commit.reads,

@@ -1,0 +1,547 @@
+"""A seeded world: one job, its client and watcher, its executors, and everything that can happen.
+
+The engine is the real one, and so are the bodies of its commits; the store is the model. Time is
+simulated: every request takes a while each way, and at every step the seed may lose it, lose its
+answer, deliver it twice, crash the executor, or let it sleep past its lease. Invocations get lost,
+late, and delivered twice. After `CALM` seconds nothing more goes wrong, and the job has to end.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from tests.simulation.graphs import Workload, random_workload
+from tests.simulation.model import ModelStore
+from wukong_async import engine as engine_module
+from wukong_async import failure, wire
+from wukong_async.engine import (
+    Action,
+    Begin,
+    Delete,
+    Drop,
+    Engine,
+    Exit,
+    Fetch,
+    Load,
+    Publish,
+    Run,
+    Send,
+    Step,
+)
+from wukong_async.protocol import Begun, Commit, JobState, Payload, Reply, Status, Watch
+from wukong_async.store import NewJob
+from wukong_async.store.job import commit_body, payload
+
+T = TypeVar("T")
+
+LEASE = 2.0
+GRACE = 2.0
+TICK = 1.0
+CALM = 40.0
+"""Simulated seconds after which no more faults are injected."""
+BOUND = 400.0
+"""By then the job must have ended."""
+TIMEOUT = 0.5
+"""A request is sent again after this long without an answer."""
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass
+class Faults:
+    """How often things go wrong, each a probability per opportunity."""
+
+    lose_request: float = 0.0
+    lose_reply: float = 0.0
+    repeat_request: float = 0.0
+    crash: float = 0.0
+    sleep: float = 0.0
+    lose_event: float = 0.0
+    repeat_event: float = 0.0
+    delay_event: float = 0.0
+    cancel: float = 0.0
+
+    @classmethod
+    def random(cls, rng: random.Random) -> Faults:
+        if rng.random() < 0.2:
+            return cls()
+        faults = cls()
+        for name in vars(faults):
+            if rng.random() < 0.6:
+                setattr(faults, name, rng.choice((0.01, 0.05, 0.2)))
+        faults.cancel = rng.choice((0.0, 0.0, 0.0, 0.002))
+        return faults
+
+
+@dataclass
+class World:
+    """Runs one seed. `store` and `executor_class` are where mistakes can be built in."""
+
+    seed: int
+    store_class: type[ModelStore] = ModelStore
+    executor_class: type[Executor] | None = None
+    time: float = 0.0
+    trace: list[str] = field(default_factory=list)
+    tracing: bool = False
+    injected: dict[str, int] = field(default_factory=dict)
+    passed: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.workload: Workload = random_workload(self.rng)
+        self.faults = Faults.random(self.rng)
+        self.slots = self.rng.randint(1, 4)
+        self.store = self.store_class(lambda: self.time, self.announce)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._nonces = itertools.count()
+        self.client = Client(self)
+        self.executors: list[Executor] = []
+
+    # Time -------------------------------------------------------------------------------------
+
+    def after(self, delay: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.time + delay, next(self._order), event))
+
+    def run(self) -> World:
+        """Run to the end and check what must hold then.
+
+        Raises
+        ------
+        Violation
+        """
+        with _small_windows(self.rng):
+            self.client.start()
+            while self._events:
+                self.time, _, event = heapq.heappop(self._events)
+                event()
+                self._check_always()
+                if self.time > BOUND and not self.client.finished:
+                    raise Violation(f"no end after {BOUND} s: the job hangs")
+        self._check_end()
+        return self
+
+    def happens(self, name: str) -> bool:
+        """Whether a fault strikes now."""
+        chance = getattr(self.faults, name)
+        if not chance or self.time > CALM or self.rng.random() >= chance:
+            return False
+        self.injected[name] = self.injected.get(name, 0) + 1
+        self.note(f"-- {name}")
+        return True
+
+    def note(self, text: str) -> None:
+        if self.tracing:
+            self.trace.append(f"{self.time:8.3f} {text}")
+
+    # The network ------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        who: Client | Executor,
+        what: str,
+        request: Callable[[], T],
+        answered: Callable[[T], None],
+    ) -> None:
+        """Send a request until it is answered; the same each time."""
+        done = False
+
+        def send() -> None:
+            if done or not who.alive:
+                return
+            if self.happens("lose_request"):
+                self.after(TIMEOUT, send)
+                return
+            self.after(self._latency(), arrive)
+            # A late copy of `open` leaves a mark that expires; nothing else comes of it.
+            if what != "open" and self.happens("repeat_request"):
+                self.after(self.rng.uniform(0, 6 * LEASE), lambda: request() and None)
+
+        def arrive() -> None:
+            answer = request()
+            self.note(f"{who.name} {what} → {answer!s:.160}")
+            if self.happens("lose_reply"):
+                self.after(TIMEOUT, send)
+            else:
+                self.after(self._latency(), lambda: receive(answer))
+
+        def receive(answer: T) -> None:
+            nonlocal done
+            if not done and who.alive:
+                done = True
+                who.when_awake(lambda: answered(answer))
+
+        send()
+
+    def invoke(self, executor: str) -> None:
+        """Send an event."""
+        if self.happens("lose_event"):
+            return
+        late = self.rng.uniform(0, 6 * LEASE) if self.happens("delay_event") else 0
+        copies = 2 if self.happens("repeat_event") else 1
+        for _ in range(copies):
+            self.after(self._latency() + late, lambda: self._deliver(executor))
+
+    def announce(self) -> None:
+        """Publish a change of state; the message may get lost like any other."""
+        if self.rng.random() < 0.8:
+            self.after(self._latency(), self.client.look)
+
+    def _deliver(self, name: str) -> None:
+        make = self.executor_class or Executor
+        executor = make(self, name, f"nonce-{next(self._nonces)}")
+        self.executors.append(executor)
+        executor.step()
+
+    def _latency(self) -> float:
+        return self.rng.uniform(0.001, 0.02)
+
+    # What must hold ---------------------------------------------------------------------------
+
+    def _check_always(self) -> None:
+        store = self.store
+        if len(store.live) > self.slots:
+            raise Violation(f"{len(store.live)} executors on {self.slots} slots")
+        if set(store.live) != set(store.records):
+            raise Violation("`live` and the records differ")
+
+    def passes(self, tasks: Sequence[int]) -> None:
+        """Tasks pass, with effect."""
+        twice = set(tasks) & set(self.passed)
+        if twice:
+            raise Violation(f"tasks pass twice: {sorted(twice)}")
+        self.passed += tasks
+
+    def _check_end(self) -> None:
+        if not self.client.finished:
+            raise Violation("nothing happens any more, and the client has no answer: a hang")
+        if len(set(self.store.claimed)) != len(self.store.claimed):
+            raise Violation("a fan-in was claimed twice")
+        if not self.store.is_empty():
+            raise Violation(f"something is left in the store: {self.store}")
+
+
+@dataclass
+class Client:
+    """The client, and its watcher."""
+
+    world: World
+    name: str = "client"
+    alive: bool = True
+    finished: bool = False
+    looking: bool = False
+    collected: bool = False
+    begins: int = 0
+
+    def when_awake(self, event: Callable[[], None]) -> None:
+        event()
+
+    def start(self) -> None:
+        world = self.world
+        workload = world.workload
+        groups = workload.plan.groups(world.slots)
+        pointers = []
+        objects: dict[str, bytes] = {}
+        for number, value in workload.literals.items():
+            stored, parts = payload(number, wire.dumps(value), inline_limit=0, part_size=4)
+            pointers.append((number, stored.inline))
+            objects.update((name, wire.join(part)) for name, part in parts)
+        new = NewJob(
+            tasks=len(workload.plan),
+            want=len(workload.plan.requested),
+            channel="",
+            slots=world.slots,
+            lease=LEASE,
+            grace=GRACE,
+            attempts=10_000,
+            unstarted=10_000,
+            ttl=1e9,
+            facts=b"",
+            values=pointers,
+            records=[(str(i), leaves) for i, leaves in enumerate(groups)],
+        )
+
+        def opened(_: None) -> None:
+            self.ask("put", lambda: world.store.put(objects), put)
+
+        def put(_: Status) -> None:
+            self.ask("create", lambda: world.store.create(new), created)
+
+        def created(status: Status) -> None:
+            if status is not Status.OK:
+                raise Violation(f"create says {status}")
+            for executor, _ in new.records:
+                world.invoke(executor)
+            world.after(TICK, self.tick)
+
+        self.ask("open", world.store.open, opened)
+
+    def ask(self, what: str, request: Callable[[], T], answered: Callable[[T], None]) -> None:
+        self.world.ask(self, what, request, answered)
+
+    def tick(self) -> None:
+        if self.collected:
+            return
+        if self.world.happens("cancel"):
+            reason = failure.cancelled("by the simulation")
+            self.ask(
+                "cancel",
+                lambda: self.world.store.cancel(JobState.CANCELLED, reason),
+                lambda _: None,
+            )
+        self.ask("watch", self.world.store.watch, self.watched)
+        self.world.after(TICK, self.tick)
+
+    def watched(self, watch: Watch) -> None:
+        for executor in watch.revived:
+            self.world.invoke(executor)
+        if watch.state is not JobState.RUNNING:
+            self.look()
+
+    def look(self) -> None:
+        if self.looking or self.collected or not self.alive:
+            return
+        self.looking = True
+
+        def seen(outcome: Any) -> None:
+            self.looking = False
+            if outcome.state in (None, JobState.RUNNING) or self.collected:
+                return
+            self.collected = True
+            self.begins = outcome.begins
+            frames = self.world.store.resolve(outcome.results)
+            self._check(outcome, frames)
+            self.ask("close", self.world.store.close, closed)
+
+        def closed(_: None) -> None:
+            self.ask("forget", self.world.store.forget, forgotten)
+
+        def forgotten(_: None) -> None:
+            self.finished = True
+
+        self.ask("outcome", self.world.store.outcome, seen)
+
+    def _check(self, outcome: Any, frames: dict[int, bytes | None]) -> None:
+        workload = self.world.workload
+        if outcome.state is JobState.CANCELLED:
+            if not self.world.injected.get("cancel"):
+                raise Violation("cancelled by nobody")
+            return
+        if outcome.state is JobState.FAILED:
+            if wire.unpack(outcome.error) != [b"task", workload.failing]:
+                raise Violation(f"the job failed: {outcome.error!r}")
+            return
+        if workload.failing is not None:
+            raise Violation("the job succeeded, but one of its tasks fails")
+        expected = workload.expected()
+        for task in workload.plan.requested:
+            frame = frames.get(task)
+            if frame is None or wire.loads(frame) != expected[task]:
+                raise Violation(f"wrong result for task {task}")
+        if sorted(self.world.passed) != list(range(len(workload.plan))):
+            raise Violation(f"done, but {len(self.world.passed)} tasks have passed")
+
+
+class Executor:
+    """The shell around the real engine: what `executor.incarnation` is in the real world."""
+
+    def __init__(self, world: World, name: str, nonce: str) -> None:
+        self.world = world
+        self.executor = name
+        self.name = f"executor {name}/{nonce[6:]}"
+        self.nonce = nonce
+        self.alive = True
+        self.engine = Engine()
+        self.values: dict[int, int] = {}
+        self.payloads: dict[int, Payload] = {}
+        self.error = b""
+        self.asleep_until = 0.0
+        self.steps: list[Step] = []
+
+    # Being alive ------------------------------------------------------------------------------
+
+    def when_awake(self, event: Callable[[], None]) -> None:
+        """Something reaches this executor: it may crash, or sleep first."""
+        world = self.world
+        if not self.alive:
+            return
+        if world.happens("crash"):
+            self.alive = False
+            return
+        if world.happens("sleep"):
+            self.asleep_until = world.time + world.rng.uniform(0, 8 * LEASE)
+        if self.asleep_until > world.time:
+            world.after(self.asleep_until - world.time, lambda: self.when_awake(event))
+            return
+        event()
+        self.step()
+
+    def step(self) -> None:
+        if not self.alive:
+            return
+        for action in self.engine.next_actions():
+            if not self.alive:
+                return
+            self.world.note(f"{self.name} {action!s:.160}")
+            self.perform(action)
+
+    def perform(self, action: Action) -> None:
+        store = self.world.store
+        match action:
+            case Begin():
+                self.ask("begin", lambda: store.begin(self.executor, self.nonce), self.begun)
+            case Load(tasks):
+                self.ask("load", lambda: store.is_open, lambda ok: self.loaded(tasks, ok=ok))
+            case Fetch(objects):
+                self.fetch(objects)
+            case Run(steps):
+                self.steps = list(steps)
+                self.run_next()
+            case Publish(tasks):
+                self.publish(tasks)
+            case Send(sequence, commit):
+                self.send(sequence, commit)
+            case Drop(objects):
+                for number in objects:
+                    del self.values[number]
+            case Delete(objects):
+                self.ask("delete", lambda: store.delete(objects), lambda _: None)
+            case Exit():
+                self.alive = False
+
+    def ask(self, what: str, request: Callable[[], T], answered: Callable[[T], None]) -> None:
+        self.world.ask(self, what, request, answered)
+
+    # Actions ----------------------------------------------------------------------------------
+
+    def begun(self, begun: Begun) -> None:
+        self.engine.begun(begun)
+        if begun.status is Status.OK:
+            self.world.after(begun.lease / 3, lambda: self.renew(begun.lease / 3))
+
+    def renew(self, pause: float) -> None:
+        if not self.alive:
+            return
+        if self.asleep_until > self.world.time:
+            self.world.after(self.asleep_until - self.world.time, lambda: self.renew(pause))
+            return
+
+        def renewed(status: Status) -> None:
+            if status is Status.OK:
+                self.world.after(pause, lambda: self.renew(pause))
+            else:
+                self.engine.stopped(status)
+
+        store, generation = self.world.store, self.engine.generation
+        self.ask("renew", lambda: store.renew(self.executor, generation), renewed)
+
+    def loaded(self, tasks: Sequence[int], *, ok: bool) -> None:
+        if ok:
+            self.engine.loaded([self.world.workload.specs[task] for task in tasks])
+        else:
+            self.fail(wire.pack(["input", []]))
+
+    def fetch(self, objects: Sequence[int]) -> None:
+        store = self.world.store
+
+        def stored(found: dict[int, bytes | None]) -> None:
+            self.ask("read", lambda: store.resolve(found), read)
+
+        def read(frames: dict[int, bytes | None]) -> None:
+            lost = [number for number, frame in frames.items() if frame is None]
+            if lost:
+                self.fail(failure.input_lost(lost))
+                return
+            for number, frame in frames.items():
+                assert frame is not None
+                self.values[number] = wire.loads(frame)
+            self.engine.fetched({n: len(f) for n, f in frames.items() if f})
+
+        self.ask("fields", lambda: store.read_values(objects), stored)
+
+    def run_next(self) -> None:
+        if not self.steps:
+            self.when_awake(self.engine.ran)
+            return
+        task, drops = self.steps.pop(0)
+        workload = self.world.workload
+        if task == workload.failing:
+            self.when_awake(lambda: self.fail(wire.pack(["task", task])))
+            return
+        self.values[task] = workload.compute(task, self.values)
+        for number in drops:
+            del self.values[number]
+        pause = self.world.rng.choice((0.001, 0.01, 0.01, 3.0))
+        self.world.after(pause, lambda: self.when_awake(self.run_next))
+
+    def fail(self, error: bytes) -> None:
+        self.error = error
+        self.engine.failed()
+
+    def publish(self, tasks: Sequence[int]) -> None:
+        objects: dict[str, bytes] = {}
+        for task in tasks:
+            limit = 0 if task in self.world.workload.large else 1000
+            segments = wire.dumps(self.values[task])
+            self.payloads[task], parts = payload(
+                task, segments, inline_limit=limit, part_size=4
+            )
+            objects.update((name, wire.join(part)) for name, part in parts)
+
+        def put(status: Status) -> None:
+            if status is Status.OK:
+                self.engine.published()
+            else:
+                self.engine.stopped(status)
+
+        if objects:
+            self.ask("put", lambda: self.world.store.put(objects), put)
+        else:
+            self.engine.published()
+            self.step()
+
+    def send(self, sequence: int, commit: Commit) -> None:
+        body = commit_body(commit, self.payloads, self.error)
+        generation = self.engine.generation
+        # Which tasks these are is known here only; the store counts.
+        tasks = tuple(self.engine._made) if not commit.failed else ()
+        self.ask(
+            "commit",
+            lambda: self.commit(generation, sequence, body, tasks),
+            self.engine.replied,
+        )
+
+    def commit(self, generation: int, sequence: int, body: bytes, tasks: Sequence[int]) -> Reply:
+        store = self.world.store
+        before = store.job.passed if store.job else 0
+        reply = store.commit(self.executor, generation, sequence, body)
+        if store.job and store.job.passed > before:
+            self.world.passes(tasks)
+        return reply
+
+
+class _small_windows:  # noqa: N801 - reads as a statement
+    """The engine's limits, so small that small graphs reach them."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._values = {
+            "RUN_LIMIT": rng.choice((1, 2, 256)),
+            "LOAD_AHEAD": rng.choice((1, 2, 512)),
+            "FETCH_MOST": rng.choice((1, 3, 4096)),
+            "FETCH_LEAST": 1,
+            "STARVED_MOST": rng.choice((1, 8)),
+        }
+
+    def __enter__(self) -> None:
+        self._saved = {name: getattr(engine_module, name) for name in self._values}
+        vars(engine_module).update(self._values)
+
+    def __exit__(self, *_: object) -> None:
+        vars(engine_module).update(self._saved)
