@@ -10,15 +10,16 @@ follow without asking anybody.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from wukong_async.errors import CycleError
 from wukong_async.protocol import TaskSpec
 
-Key: TypeAlias = Hashable
+Key: TypeAlias = Any
+"""Anything hashable. (`Hashable` itself would not do: mappings are invariant in their keys.)"""
 
 
 @dataclass(frozen=True, slots=True)

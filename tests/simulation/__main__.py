@@ -1,7 +1,7 @@
 """More seeds than the tests run, or one seed with its story.
 
-    python -m tests.simulation --seeds 100000
-    python -m tests.simulation --seed 1234
+python -m tests.simulation --seeds 100000
+python -m tests.simulation --seed 1234
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ class ModelStore:
             self.values,
             self.results,
         ):
-            books.clear()  # type: ignore[attr-defined]
+            books.clear()
 
     # Objects ----------------------------------------------------------------------------------
 

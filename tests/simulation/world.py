@@ -162,7 +162,10 @@ class World:
             self.after(self._latency(), arrive)
             # A late copy of `open` leaves a mark that expires; nothing else comes of it.
             if what != "open" and self.happens("repeat_request"):
-                self.after(self.rng.uniform(0, 6 * LEASE), lambda: request() and None)
+                self.after(self.rng.uniform(0, 6 * LEASE), late_copy)
+
+        def late_copy() -> None:
+            request()
 
         def arrive() -> None:
             answer = request()
@@ -490,9 +493,7 @@ class Executor:
         for task in tasks:
             limit = 0 if task in self.world.workload.large else 1000
             segments = wire.dumps(self.values[task])
-            self.payloads[task], parts = payload(
-                task, segments, inline_limit=limit, part_size=4
-            )
+            self.payloads[task], parts = payload(task, segments, inline_limit=limit, part_size=4)
             objects.update((name, wire.join(part)) for name, part in parts)
 
         def put(status: Status) -> None:

@@ -110,13 +110,13 @@ def svc_prediction(shrink: int) -> Any:
     from sklearn.svm import SVC
 
     samples = 800_000 // shrink**2
-    X, y = sklearn.datasets.make_classification(n_samples=1000, random_state=0)
+    known, labels = sklearn.datasets.make_classification(n_samples=1000, random_state=0)
     classifier = ParallelPostFit(SVC(gamma="scale"))
-    classifier.fit(X, y)
-    X, _ = dask_ml.datasets.make_classification(
+    classifier.fit(known, labels)
+    unknown, _ = dask_ml.datasets.make_classification(
         n_samples=samples, random_state=0, chunks=samples // 20
     )
-    return classifier.predict(X)
+    return classifier.predict(unknown)
 
 
 EXAMPLES = (

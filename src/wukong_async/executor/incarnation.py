@@ -351,7 +351,8 @@ def _encode(
         payloads[task], parts = payload(
             task, segments, inline_limit=facts.inline_limit, part_size=facts.part_size
         )
-        objects += parts
+        # In one piece here, in the worker thread, and not on the loop where it is written.
+        objects += [(name, [wire.join(part)]) for name, part in parts]
         waiting += payloads[task].size
         if waiting > BATCH_BYTES:
             break

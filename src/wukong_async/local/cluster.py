@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Self
 
 from wukong_async.config import Settings
 from wukong_async.errors import ClusterError, ConfigError
-from wukong_async.local.endpoint import Counters, Loopback
+from wukong_async.local.endpoint import HOST, Counters, Loopback
 from wukong_async.local.function import EventInvokeConfig
 from wukong_async.local.valkey import Valkey
 from wukong_async.loops import LoopThread
+from wukong_async.proxy import ProxyServer
 
 HANDLER = "lambda_handler.handler"
 REGION = "us-east-1"
@@ -73,6 +75,8 @@ class LocalCluster:
         The function's name.
     environment
         Variables for the sandboxes, on top of this process's.
+    use_local_proxy
+        Start a proxy in the cluster's own loop; default: the setting of that name.
 
     Raises
     ------
@@ -89,6 +93,7 @@ class LocalCluster:
         event_invoke_config: EventInvokeConfig | None = None,
         function_name: str = "wukong-executor",
         environment: dict[str, str] | None = None,
+        use_local_proxy: bool | None = None,
     ) -> None:
         if n_workers is None:
             n_workers = _cores()
@@ -102,6 +107,9 @@ class LocalCluster:
         self._config = event_invoke_config or EventInvokeConfig()
         self._function_name = function_name
         self._environment = dict(environment or {})
+        self._use_local_proxy = use_local_proxy
+        self._proxy: ProxyServer | None = None
+        self._proxy_secret = secrets.token_hex(16)
         self._thread: LoopThread | None = None
         self._valkey: Valkey | None = None
         self._loopback: Loopback | None = None
@@ -185,7 +193,22 @@ class LocalCluster:
                 f"{self._loopback.log()}"
             ) from None
 
+        await self._start_proxy()
+
+    async def _start_proxy(self) -> None:
+        wanted = self._use_local_proxy
+        if wanted is None:
+            wanted = Settings.load().use_local_proxy
+        if wanted:
+            settings = Settings.load(
+                {**self.settings, "use_local_proxy": False, "proxy_secret": self._proxy_secret}
+            )
+            self._proxy = await ProxyServer(settings, HOST, 0).__aenter__()
+
     async def _stop(self) -> None:
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            await proxy.__aexit__(None, None, None)
         loopback, self._loopback = self._loopback, None
         if loopback is not None:
             await loopback.__aexit__(None, None, None)
@@ -202,13 +225,21 @@ class LocalCluster:
             If it is not running.
         """
         loopback, valkey = self._running()
-        return {
+        settings: dict[str, object] = {
             "function_name": self._function_name,
             "region": REGION,
             "endpoint_url": loopback.url,
             "redis_endpoints": (valkey.url,),
             "max_concurrency": self.n_workers,
         }
+        if self._proxy is not None:
+            settings |= {
+                "use_local_proxy": False,
+                "proxy_address": HOST,
+                "proxy_port": self._proxy.port,
+                "proxy_secret": self._proxy_secret,
+            }
+        return settings
 
     # What users want to know ------------------------------------------------------------------
 

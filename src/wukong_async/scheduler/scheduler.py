@@ -28,6 +28,7 @@ from wukong_async.errors import (
 from wukong_async.invocation import Invocation
 from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Status
+from wukong_async.proxy import FrameError, ProxyClient
 from wukong_async.scheduler.announcements import Announcements
 from wukong_async.scheduler.upload import Upload
 from wukong_async.store import Connections, JobStore, NewJob
@@ -65,6 +66,7 @@ class Scheduler:
         self.connections = Connections(settings.redis_endpoints, settings.store_timeout)
         self._announcements = Announcements(self.connections)
         self._invoker = Invoker(settings)
+        self._proxy = ProxyClient(settings) if settings.proxy_address else None
         self._stack = contextlib.AsyncExitStack()
         self._jobs: set[str] = set()
 
@@ -126,6 +128,7 @@ class _Job:
         self._settings = scheduler.settings
         self._announcements = scheduler._announcements
         self._invoker = scheduler._invoker
+        self._proxy = scheduler._proxy
         self._store = JobStore(scheduler.connections, job_id)
 
     async def run(
@@ -210,8 +213,16 @@ class _Job:
         await self._invoke([executor for executor, _ in records])
 
     async def _invoke(self, executors: Sequence[str]) -> None:
-        self.invocations += len(executors)
-        await self._invoker.invoke_all(Invocation(self.job_id, x).to_json() for x in executors)
+        events = [Invocation(self.job_id, x).to_json() for x in executors]
+        self.invocations += len(events)
+        if self._proxy is not None and len(events) > self._settings.max_task_fanout:
+            try:
+                await self._proxy.fire(events)
+            except (OSError, FrameError) as error:
+                log.warning("job %s invokes without the proxy: %s", self.job_id, error)
+            else:
+                return
+        await self._invoker.invoke_all(events)
 
     # Watch ------------------------------------------------------------------------------------
 

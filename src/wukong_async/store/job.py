@@ -172,13 +172,15 @@ class JobStore:
         placed: dict[int, list[tuple[str, wire.Segments]]] = {}
         for name, segments in objects:
             placed.setdefault(self._connections.shard(self._key(name)), []).append((name, segments))
-        statuses = await asyncio.gather(
-            *(
-                self._put_batch(shard, batch, ttl)
-                for shard, mine in placed.items()
-                for batch in _batches(mine, lambda item: wire.size(item[1]))
-            )
-        )
+
+        async def write(shard: int) -> Status:
+            # One batch at a time and shard: more would only pile up in buffers.
+            for batch in _batches(placed[shard], lambda item: wire.size(item[1])):
+                if await self._put_batch(shard, batch, ttl) is not Status.OK:
+                    return Status.CLOSED
+            return Status.OK
+
+        statuses = await asyncio.gather(*(write(shard) for shard in placed))
         return Status.CLOSED if Status.CLOSED in statuses else Status.OK
 
     async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
@@ -189,19 +191,14 @@ class JobStore:
             placed.setdefault(self._connections.shard(key), []).append((index, key, size))
         found: list[bytes | None] = [None] * len(names)
 
-        async def read(shard: int, batch: list[tuple[int, str, int]]) -> None:
-            keys = [key for _, key, _ in batch]
-            values = await self._connections.command(shard, "MGET", *keys)
-            for (index, _, _), value in zip(batch, values, strict=True):
-                found[index] = value
+        async def read(shard: int) -> None:
+            for batch in _batches(placed[shard], lambda item: item[2]):
+                keys = [key for _, key, _ in batch]
+                values = await self._connections.command(shard, "MGET", *keys)
+                for (index, _, _), value in zip(batch, values, strict=True):
+                    found[index] = value
 
-        await asyncio.gather(
-            *(
-                read(shard, batch)
-                for shard, mine in placed.items()
-                for batch in _batches(mine, lambda item: item[2])
-            )
-        )
+        await asyncio.gather(*(read(shard) for shard in placed))
         return found
 
     async def delete(self, outputs: Iterable[tuple[int, int]]) -> None:

@@ -1,0 +1,1 @@
+"""The proxy as a service: environment → settings → run until SIGTERM."""

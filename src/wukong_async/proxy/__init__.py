@@ -1,0 +1,13 @@
+"""The proxy: an asyncio TCP server that fires many invocations at once.
+
+A wide fan-out costs whoever invokes it about a millisecond of CPU per event, and an executor is
+billed while it does so. The proxy takes the events in one frame and fires them itself. It is a
+convenience and never a dependency: the records exist before the events, so a peer that cannot
+reach it invokes for itself.
+"""
+
+from wukong_async.proxy.client import ProxyClient
+from wukong_async.proxy.frames import FrameError
+from wukong_async.proxy.server import ProxyServer
+
+__all__ = ["FrameError", "ProxyClient", "ProxyServer"]
