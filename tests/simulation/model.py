@@ -99,7 +99,7 @@ class ModelStore:
         if record is None:
             return Begun(Status.GONE)
         if record.nonce != nonce:
-            if record.nonce and self.live[executor] > self.now():
+            if record.nonce and not self._is_over(self.live[executor]):
                 return Begun(Status.HELD)
             if record.generation >= job.new.attempts:
                 self._lost("lost", executor, record)
@@ -219,7 +219,7 @@ class ModelStore:
             return Watch(None)
         revived: list[str] = []
         if job.state is JobState.RUNNING:
-            silent = sorted((e, x) for x, e in self.live.items() if e <= self.now())
+            silent = sorted((e, x) for x, e in self.live.items() if self._is_over(e))
             for _, executor in silent[:most]:
                 record = self.records[executor]
                 if not record.nonce:
@@ -312,6 +312,10 @@ class ModelStore:
         return frames
 
     # ------------------------------------------------------------------------------------------
+
+    def _is_over(self, time: float) -> bool:
+        # Redis has whole milliseconds.
+        return round(time * 1000) <= round(self.now() * 1000)
 
     def _lease(self, record: Record) -> float:
         assert self.job is not None

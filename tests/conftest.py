@@ -1,0 +1,82 @@
+"""Fixtures for all tests: a shared cluster, and a watch on everything that a test may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import psutil
+import pytest
+import redis
+
+from wukong_async import LocalCluster, WukongClient
+
+ME = psutil.Process()
+
+
+class Footprint:
+    """What this process holds that outlives a function call."""
+
+    def __init__(self) -> None:
+        self.children = {child.pid for child in ME.children(recursive=True)}
+        self.sockets = len(ME.net_connections(kind="all"))
+        self.threads = {t.name for t in threading.enumerate() if t.name.startswith("wukong")}
+
+    def left_over(self, before: Footprint) -> list[str]:
+        found = [f"process {pid}" for pid in self.children - before.children]
+        if self.sockets > before.sockets:
+            found.append(f"{self.sockets - before.sockets} sockets")
+        return found + [f"thread {name}" for name in self.threads - before.threads]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process, a socket or a thread of ours."""
+    before = Footprint()
+    yield
+    left = Footprint().left_over(before)
+    if left:
+        # Transports close on the next turn of their loop, cycles when they are collected.
+        gc.collect()
+        left = Footprint().left_over(before)
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+async def no_task_left_pending() -> AsyncIterator[None]:
+    """Fail a test that leaves a task on its loop."""
+    before = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"pending: {left}"
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[LocalCluster]:
+    """Two warm sandboxes for everybody."""
+    with LocalCluster(2) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(shared_cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """The shared cluster; fails a test that leaves a key in its store."""
+    yield shared_cluster
+    assert keys_of(shared_cluster) == []
+
+
+@pytest.fixture
+async def client(cluster: LocalCluster) -> AsyncIterator[WukongClient]:
+    """An asynchronous client of the shared cluster."""
+    async with WukongClient(cluster) as entered:
+        yield entered
+
+
+def keys_of(cluster: LocalCluster) -> list[str]:
+    """All keys in a cluster's store."""
+    (url,) = cluster.settings["redis_endpoints"]  # type: ignore[misc]
+    with redis.Redis.from_url(url) as connection:
+        return [key.decode() for key in connection.keys()]

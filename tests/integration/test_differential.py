@@ -1,0 +1,162 @@
+"""The model of the simulation against the Lua scripts on a real server.
+
+Whole simulated jobs, faults included, are run on both at once; every answer has to be the same.
+The scripts are the real ones but for the clock, which is the simulation's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.simulation.model import ModelStore
+from tests.simulation.world import World
+from wukong_async.local.valkey import Valkey
+from wukong_async.protocol import Begun, JobState, Outcome, Reply, Status, Watch
+from wukong_async.store import Connections, JobStore, NewJob, scripts
+from wukong_async.store.scripts import Script
+
+T = TypeVar("T")
+
+SEEDS = 400
+EPOCH = round(time.time() * 1000)
+"""The simulation's time 0 on the server, which deletes what has expired by its own clock."""
+CLOCK = "test:clock"
+SERVER_TIME = """\
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+"""
+
+
+@dataclass
+class Server:
+    """A server and a loop to talk to it on, from synchronous code."""
+
+    runner: asyncio.Runner
+    connections: Connections
+
+    def ask(self, request: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(request)
+
+
+class BothStores(ModelStore):
+    """The model, and the real thing beside it."""
+
+    server: Server
+
+    def __init__(self, now: Callable[[], float], announce: Callable[[], None]) -> None:
+        super().__init__(lambda: round(now() * 1000) / 1000, announce)
+        self.real = JobStore(self.server.connections, secrets.token_hex(8))
+
+    def _same(self, model: T, request: Coroutine[Any, Any, T]) -> T:
+        command = self.server.connections.command
+        self.server.ask(command(0, "SET", CLOCK, EPOCH + round(self.now() * 1000)))
+        real = self.server.ask(request)
+        assert real == model, f"Lua says {real}, the model {model}"
+        return model
+
+    def open(self) -> None:
+        super().open()
+        self.server.ask(self.real.open(10**6))
+
+    def create(self, new: NewJob) -> Status:
+        timely = dataclasses.replace(new, ttl=10**6)
+        return self._same(super().create(new), self.real.create(timely))
+
+    def begin(self, executor: str, nonce: str) -> Begun:
+        return self._same(super().begin(executor, nonce), self.real.begin(executor, nonce))
+
+    def commit(self, executor: str, generation: int, sequence: int, body: bytes) -> Reply:
+        model = super().commit(executor, generation, sequence, body)
+        return self._same(model, self.real.commit(executor, generation, sequence, body))
+
+    def renew(self, executor: str, generation: int) -> Status:
+        return self._same(super().renew(executor, generation), self.real.renew(executor, generation))
+
+    def watch(self, most: int = 1000) -> Watch:
+        return self._same(super().watch(most), self.real.watch(most))
+
+    def cancel(self, state: JobState, error: bytes) -> JobState | None:
+        return self._same(super().cancel(state, error), self.real.cancel(state, error))
+
+    def outcome(self) -> Outcome:
+        return self._same(super().outcome(), self.real.outcome())
+
+    def close(self) -> None:
+        """Left to `forget`: the two are one coroutine in the real store."""
+
+    def forget(self) -> None:
+        super().close()
+        super().forget()
+        self.server.ask(self.real.finish())
+
+    def put(self, objects: Mapping[str, bytes]) -> Status:
+        if not objects:
+            return super().put(objects)
+        segments = [(name, [value]) for name, value in objects.items()]
+        return self._same(super().put(objects), self.real.put(segments, 10**6))
+
+    def delete(self, outputs: Iterable[tuple[int, int]]) -> None:
+        outputs = list(outputs)
+        super().delete(outputs)
+        self.server.ask(self.real.delete(outputs))
+
+    def read_values(self, tasks: Sequence[int]) -> dict[int, bytes | None]:
+        model = super().read_values(tasks)
+        real = self._same(super().resolve(model), self.real.read(tasks))
+        assert set(real) == set(tasks)
+        return model
+
+
+@pytest.fixture
+def server(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name, script in list(vars(scripts).items()):
+        if isinstance(script, Script) and SERVER_TIME in script.source:
+            simulated = f"  return tonumber(call('GET', '{CLOCK}'))\n"
+            source = script.source.replace(SERVER_TIME, simulated)
+            sha = __import__("hashlib").sha1(source.encode()).hexdigest()
+            monkeypatch.setattr(scripts, name, Script(script.name, source, sha))
+    patched = tuple(s for s in vars(scripts).values() if isinstance(s, Script))
+    monkeypatch.setattr(scripts, "ALL", patched)
+    with asyncio.Runner() as runner:
+        connections = Connections([valkey.url], timeout=5)
+        runner.run(connections.__aenter__())
+        runner.run(connections.check())
+        yield Server(runner, connections)
+        keys = runner.run(connections.command(0, "KEYS", "*"))
+        runner.run(connections.command(0, "FLUSHALL"))
+        runner.run(connections.__aexit__(None, None, None))
+    assert keys == [CLOCK.encode()]
+
+
+def test_lua_and_the_model_agree(server: Server) -> None:
+    store = type("Store", (BothStores,), {"server": server})
+    faults = 0
+    for seed in range(SEEDS):
+        try:
+            world = World(seed, store_class=store)
+            world.run()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        faults += sum(world.injected.values())
+    assert faults > SEEDS
+
+
+def test_a_difference_is_noticed(server: Server) -> None:
+    class Wrong(BothStores):
+        def _arrive(self, arrivals: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
+            return super()._arrive(sorted(arrivals, reverse=True))
+
+    store = type("Store", (Wrong,), {"server": server})
+    with pytest.raises(AssertionError, match="Lua says"):
+        for seed in range(SEEDS):
+            World(seed, store_class=store).run()
+    server.ask(server.connections.command(0, "FLUSHALL"))
+    server.ask(server.connections.command(0, "SET", CLOCK, 0))

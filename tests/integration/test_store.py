@@ -1,0 +1,384 @@
+"""The Lua scripts on a real server, rule by rule. The names say what would break without it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from wukong_async import wire
+from wukong_async.protocol import Commit, JobState, Payload, Reply, Status
+from wukong_async.store import Connections, JobStore, NewJob
+from wukong_async.store.job import commit_body, output_name, payload
+
+VALUE = Payload(b"\x01small")
+FRAME = [b"\x01", b"x" * 100]
+
+
+def new_job(**changes: Any) -> NewJob:
+    """Two leaves (0, 1) and their fan-in (2), which is the result."""
+    usual: dict[str, Any] = {
+        "tasks": 3,
+        "want": 1,
+        "channel": "channel",
+        "slots": 2,
+        "lease": 60.0,
+        "grace": 60.0,
+        "attempts": 3,
+        "unstarted": 3,
+        "ttl": 600.0,
+        "facts": b"facts",
+        "values": [],
+        "records": [("0", [0]), ("1", [1])],
+    }
+    return NewJob(**{**usual, **changes})
+
+
+class Job:
+    """A job in the store, and what its executors would say."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.store = JobStore(connections, secrets.token_hex(4))
+
+    async def create(self, **changes: Any) -> None:
+        await self.store.open(600)
+        assert await self.store.create(new_job(**changes)) is Status.OK
+
+    async def commit(self, executor: str, generation: int, sequence: int, commit: Commit) -> Reply:
+        tasks = [task for task, _ in commit.publish] + list(commit.results)
+        body = commit_body(commit, dict.fromkeys(tasks, VALUE), b"\x91\xa4boom" * commit.failed)
+        return await self.store.commit(executor, generation, sequence, body)
+
+    async def leaf(self, executor: str, sequence: int = 1, generation: int = 1) -> Reply:
+        task = int(executor)
+        commit = Commit(passed=1, publish=((task, 1),), arrivals=((2, 2, 1),))
+        return await self.commit(executor, generation, sequence, commit)
+
+    async def state(self) -> JobState | None:
+        return (await self.store.outcome()).state
+
+    async def expire(self, *executors: str) -> None:
+        """Let leases be over, on the server's clock."""
+        key = f"wukong:{{{self.store.job_id}}}:live"
+        for executor in executors:
+            await self.store._connections.command(0, "ZADD", key, "XX", 1, executor)
+
+    async def end(self) -> None:
+        await self.store.cancel(JobState.CANCELLED, b"")
+        await self.store.finish()
+
+
+@pytest.fixture
+async def job(connections: Connections) -> Any:
+    made = Job(connections)
+    yield made
+    await made.end()
+
+
+async def test_a_job_from_begin_to_end(job: Job) -> None:
+    await job.create()
+    for executor in "01":
+        begun = await job.store.begin(executor, f"nonce-{executor}")
+        assert (begun.status, begun.generation, begun.sequence) == (Status.OK, 1, 0)
+        assert begun.frontier == (int(executor),)
+        assert begun.facts == b"facts"
+        assert begun.lease == 60.0
+    assert await job.leaf("0") == Reply(Status.OK, (), (), gone=True)
+    assert await job.leaf("1") == Reply(Status.OK, (2,), (), gone=False)
+    assert await job.store.read([0, 1]) == {0: VALUE.inline, 1: VALUE.inline}
+    last = Commit(passed=1, results=(2,), reads=((0, 1), (1, 1)))
+    assert await job.commit("1", 1, 2, last) == Reply(Status.OK, (), (), gone=True)
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.DONE
+    assert outcome.results == {2: VALUE.inline}
+    assert (outcome.tasks, outcome.passed, outcome.commits, outcome.begins) == (3, 3, 3, 2)
+    assert await job.store.read([0, 1]) == {0: None, 1: None}, "freed by its last reader"
+
+
+async def test_create_needs_the_upload_mark_and_is_idempotent(job: Job) -> None:
+    assert await job.store.create(new_job()) is Status.GONE
+    await job.create()
+    await job.store.begin("0", "n")
+    assert await job.store.create(new_job()) is Status.OK
+    assert (await job.store.begin("0", "n")).generation == 1, "a late copy changes nothing"
+
+
+async def test_a_job_without_tasks_is_done_at_once(job: Job) -> None:
+    await job.create(tasks=0, want=0, records=[])
+    assert await job.state() is JobState.DONE
+
+
+async def test_begin_that_is_repeated_is_answered_the_same(job: Job) -> None:
+    await job.create()
+    first = await job.store.begin("0", "n")
+    assert await job.store.begin("0", "n") == first
+
+
+async def test_begin_of_a_duplicate_is_held_off_until_the_lease_is_over(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    assert (await job.store.begin("0", "other")).status is Status.HELD
+    await job.expire("0")
+    taken = await job.store.begin("0", "other")
+    assert (taken.status, taken.generation) == (Status.OK, 2)
+    assert taken.lease == 120.0, "longer with each generation"
+    assert (await job.leaf("0")).status is Status.FENCED
+
+
+async def test_begin_without_a_record_or_a_job_is_gone(job: Job, connections: Connections) -> None:
+    await job.create()
+    assert (await job.store.begin("7", "n")).status is Status.GONE
+    assert (await JobStore(connections, "nothing").begin("0", "n")).status is Status.GONE
+    await job.store.cancel(JobState.CANCELLED, b"")
+    assert (await job.store.begin("0", "n")).status is Status.GONE
+
+
+async def test_the_attempts_are_bounded_and_counted_in_begin(job: Job) -> None:
+    await job.create(attempts=2)
+    for nonce in "ab":
+        assert (await job.store.begin("0", nonce)).status is Status.OK
+        await job.expire("0")
+    assert (await job.store.begin("0", "c")).status is Status.GONE
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.FAILED
+    assert wire.unpack(outcome.error) == [b"lost", b"0", 2, wire.pack([0])]
+
+
+async def test_a_commit_that_is_repeated_has_its_effect_once(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    await job.store.begin("1", "n")
+    await job.leaf("0")
+    first = await job.leaf("1")
+    assert first.claims == (2,)
+    assert await job.leaf("1") == first
+    assert (await job.store.outcome()).state is JobState.RUNNING
+    again = Commit(passed=1, results=(2,))
+    assert (await job.commit("1", 1, 3, again)).status is Status.REJECTED
+    assert (await job.commit("1", 1, 0, again)).status is Status.STALE
+
+
+async def test_a_commit_of_a_finished_executor_is_fenced(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    assert (await job.leaf("0")).gone
+    assert (await job.leaf("0")).status is Status.FENCED
+
+
+async def test_a_failure_ends_the_job_and_nothing_else_of_the_commit_counts(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    await job.store.begin("1", "n")
+    commit = Commit(failed=True, passed=1, arrivals=((2, 2, 1),))
+    assert (await job.commit("0", 1, 1, commit)).status is Status.STOP
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.FAILED
+    assert outcome.error == b"\x91\xa4boom"
+    assert outcome.passed == 0
+    assert await job.store.renew("1", 1) is Status.STOP
+    assert (await job.leaf("1")).status is Status.STOP, "all other executors stop"
+    assert (await job.leaf("1")).status is Status.FENCED, "and their records are gone"
+
+
+async def test_the_state_changes_once(job: Job) -> None:
+    await job.create()
+    assert await job.store.cancel(JobState.CANCELLED, b"a") is JobState.CANCELLED
+    assert await job.store.cancel(JobState.FAILED, b"b") is JobState.CANCELLED
+    assert (await job.store.outcome()).error == b"a"
+
+
+async def test_a_renewal_extends_the_lease_and_is_fenced(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    await job.expire("0")
+    assert await job.store.renew("0", 1) is Status.OK
+    assert (await job.store.watch()).revived == ()
+    assert await job.store.renew("0", 2) is Status.FENCED
+    await job.leaf("0")
+    assert await job.store.renew("0", 1) is Status.FENCED
+    assert (await job.store.watch()).live == 1, "no ghost"
+
+
+async def test_the_watcher_revives_the_silent_only(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    assert (await job.store.watch()).revived == ()
+    await job.expire("0", "1")
+    watch = await job.store.watch()
+    assert set(watch.revived) == {"0", "1"}
+    assert (await job.store.watch()).revived == (), "their grace has begun"
+    assert (await job.store.begin("0", "other")).generation == 2
+    assert (await job.store.begin("1", "first")).generation == 1, "it had never begun"
+
+
+async def test_a_zombie_may_finish_as_long_as_nobody_took_over(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    await job.expire("0")
+    await job.store.watch()
+    assert (await job.leaf("0")).gone
+    assert (await job.store.begin("0", "other")).status is Status.GONE
+
+
+async def test_what_never_begins_is_given_up_in_the_end(job: Job) -> None:
+    await job.create(unstarted=2)
+    for _ in range(2):
+        await job.expire("0")
+        assert (await job.store.watch()).revived == ("0",)
+    await job.expire("0")
+    assert (await job.store.watch()).state is JobState.FAILED
+    assert wire.unpack((await job.store.outcome()).error)[0] == b"unstarted"
+
+
+async def test_nobody_left_and_results_missing_is_a_failure_and_no_hang(job: Job) -> None:
+    await job.create(records=[("0", [0])])
+    await job.store.begin("0", "n")
+    assert (await job.leaf("0")).gone
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.FAILED
+    assert b"no executor is left" in outcome.error
+
+
+async def test_done_with_tasks_missing_is_a_failure(job: Job) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    await job.commit("0", 1, 1, Commit(passed=1, results=(2,)))
+    assert b"1 of 3 tasks passed" in (await job.store.outcome()).error
+
+
+async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
+    await job.create(records=[("0", [0])], want=9)
+    await job.store.begin("0", "n")
+    big, parts = payload(0, FRAME, inline_limit=10, part_size=40)
+    assert big.parts == 3
+    assert await job.store.put(parts, 600) is Status.OK
+    body = commit_body(Commit(passed=1, publish=((0, 3),), arrivals=((5, 1, 1),)), {0: big})
+    assert (await job.store.commit("0", 1, 1, body)).claims == (5,)
+    assert await job.store.read([0]) == {0: wire.join(FRAME)}
+    reply = await job.commit("0", 1, 2, Commit(reads=((0, 2),), arrivals=((6, 1, 1),)))
+    assert reply.deletes == ()
+    reply = await job.commit("0", 1, 3, Commit(reads=((0, 1),), arrivals=((7, 1, 1),)))
+    assert reply.deletes == ((0, 3),)
+    await job.store.delete(reply.deletes)
+    assert await job.store.read([0]) == {0: None}
+    assert await job.store.get([output_name(0, i) for i in range(3)], [40] * 3) == [None] * 3
+
+
+async def test_a_large_result_is_held(job: Job) -> None:
+    await job.create(records=[("0", [0])], tasks=2, want=2)
+    await job.store.begin("0", "n")
+    big, parts = payload(0, FRAME, inline_limit=10, part_size=1000)
+    await job.store.put(parts, 600)
+    commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
+    await job.store.commit("0", 1, 1, commit_body(commit, {0: big}))
+    reply = await job.commit("0", 1, 2, Commit(passed=1, reads=((0, 1),), results=(1,)))
+    assert reply.deletes == (), "its reader has passed, but the caller has not seen it"
+    outcome = await job.store.outcome()
+    assert (await job.store.resolve(outcome.results))[0] == wire.join(FRAME)
+
+
+async def test_a_put_after_the_end_takes_itself_back(job: Job) -> None:
+    await job.create()
+    await job.end()
+    assert await job.store.put([("o0.0", FRAME)], 600) is Status.CLOSED
+
+
+async def test_finish_waits_for_the_end(job: Job) -> None:
+    await job.create()
+    await job.store.finish()
+    assert await job.state() is JobState.RUNNING
+
+
+async def test_everything_expires(job: Job, connections: Connections) -> None:
+    await job.create()
+    await job.store.begin("0", "n")
+    await job.store.put([("o0.0", FRAME)], 600)
+    await job.leaf("0")
+    keys = await connections.command(0, "KEYS", "*")
+    assert len(keys) >= 8
+    for key in keys:
+        assert 0 < await connections.command(0, "PTTL", key) <= 600_000, key
+
+
+async def test_a_watcher_moves_the_deadline_of_everything(
+    job: Job, connections: Connections
+) -> None:
+    await job.create()
+    await job.store.put([("o0.0", FRAME)], 600)
+    assert not (await job.store.watch()).extended
+    key = f"wukong:{{{job.store.job_id}}}:job"
+    now = await connections.command(0, "TIME")
+    await connections.command(0, "HSET", key, "deadline", int(now[0]) * 1000 + 100_000)
+    for each in await connections.command(0, "KEYS", "*"):
+        await connections.command(0, "PEXPIRE", each, 100_000)
+    assert (await job.store.watch()).extended
+    await job.store.extend(600)
+    for each in await connections.command(0, "KEYS", "*"):
+        assert await connections.command(0, "PTTL", each) > 500_000, each
+
+
+async def test_a_change_of_state_is_announced(job: Job, connections: Connections) -> None:
+    async with connections.client(0).pubsub() as subscription:
+        await subscription.subscribe("channel")
+        await job.create()
+        await job.store.cancel(JobState.CANCELLED, b"")
+        messages = []
+        async for message in subscription.listen():
+            messages.append((message["type"], message["data"]))
+            if message["type"] == "message":
+                break
+    assert messages[-1] == ("message", job.store.job_id.encode())
+
+
+@pytest.mark.parametrize("width", [10, 10_000])
+async def test_wide_commits(job: Job, width: int) -> None:
+    """More values than Lua's unpack takes."""
+    await job.create(records=[("0", list(range(width)))], tasks=width + 1)
+    await job.store.begin("0", "n")
+    publish = tuple((i, 1) for i in range(width))
+    commit = Commit(passed=width, publish=publish, arrivals=((width, width + 1, width),))
+    body = commit_body(commit, dict.fromkeys(range(width), VALUE))
+    assert (await job.store.commit("0", 1, 1, body)).gone
+    assert set((await job.store.read(range(width))).values()) == {VALUE.inline}
+
+
+async def test_a_wide_fan_in_reads_and_frees_everything(job: Job) -> None:
+    width = 5000
+    await job.create(records=[("0", list(range(width)))], tasks=width + 1)
+    await job.store.begin("0", "n")
+    publish = tuple((i, 1) for i in range(width))
+    commit = Commit(passed=width, publish=publish, arrivals=((width, width, width),))
+    body = commit_body(commit, dict.fromkeys(range(width), VALUE))
+    assert (await job.store.commit("0", 1, 1, body)).claims == (width,)
+    reads = tuple((i, 1) for i in range(width))
+    await job.commit("0", 1, 2, Commit(passed=1, reads=reads, results=(width,)))
+    assert await job.state() is JobState.DONE
+    assert await job.store.read([0, width - 1]) == {0: None, width - 1: None}
+
+
+async def test_jobs_do_not_see_each_other(connections: Connections) -> None:
+    jobs = [Job(connections) for _ in range(2)]
+    for each in jobs:
+        await each.create()
+    assert (await jobs[0].store.begin("0", "n")).status is Status.OK
+    await jobs[0].end()
+    assert await jobs[1].state() is JobState.RUNNING
+    assert (await jobs[1].store.begin("0", "n")).generation == 1
+    await jobs[1].end()
+
+
+async def test_many_at_once_claim_once(job: Job) -> None:
+    width = 32
+    records: Sequence[tuple[str, Sequence[int]]] = [(str(i), [i]) for i in range(width)]
+    await job.create(records=records, slots=width, tasks=width + 1)
+
+    async def leaf(i: int) -> Reply:
+        await job.store.begin(str(i), "n")
+        commit = Commit(passed=1, publish=((i, 1),), arrivals=((99, width, 1),))
+        return await job.commit(str(i), 1, 1, commit)
+
+    replies = await asyncio.gather(*(leaf(i) for i in range(width)))
+    assert sum(reply.claims == (99,) for reply in replies) == 1

@@ -1,0 +1,296 @@
+"""The engine by itself: what it decides, given plain facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from wukong_async import engine as engine_module
+from wukong_async.engine import (
+    Action,
+    Begin,
+    Delete,
+    Drop,
+    Engine,
+    Exit,
+    Fetch,
+    Load,
+    Publish,
+    Run,
+    Send,
+    State,
+)
+from wukong_async.plan import Plan, make_plan
+from wukong_async.protocol import Begun, Commit, Reply, Status
+
+
+@dataclass
+class Script:
+    """Answers everything the obvious way, and remembers what was asked."""
+
+    plan: Plan
+    claims: list[tuple[int, ...]] = field(default_factory=list)
+    seen: list[Action] = field(default_factory=list)
+    ran: list[int] = field(default_factory=list)
+    memory: set[int] = field(default_factory=set)
+    peak: int = 0
+    commits: list[Commit] = field(default_factory=list)
+
+    def drive(self, frontier: Sequence[int]) -> Engine:
+        engine = Engine()
+        while engine.state is not State.EXIT:
+            actions = engine.next_actions()
+            assert actions, f"{engine} waits for nothing"
+            for action in actions:
+                self.seen.append(action)
+                self.answer(engine, action, frontier)
+        self.seen += engine.next_actions()
+        return engine
+
+    def answer(self, engine: Engine, action: Action, frontier: Sequence[int]) -> None:
+        match action:
+            case Begin():
+                engine.begun(Begun(Status.OK, 1, 0, 10.0, tuple(frontier)))
+            case Load():
+                engine.loaded(self.plan.specs)
+            case Fetch(objects):
+                self.memory.update(objects)
+                engine.fetched(dict.fromkeys(objects, 100))
+            case Run(steps):
+                for task, drops in steps:
+                    assert self.memory.issuperset(self.plan.specs[task].inputs)
+                    self.memory.add(task)
+                    self.ran.append(task)
+                    self.peak = max(self.peak, len(self.memory))
+                    self.memory.difference_update(drops)
+                engine.ran()
+            case Publish():
+                engine.published()
+            case Send(_, commit):
+                self.commits.append(commit)
+                claims = self.claims.pop(0) if self.claims else ()
+                engine.replied(Reply(Status.OK, claims, (), not claims))
+            case Drop(objects):
+                self.memory.difference_update(objects)
+
+    def of(self, kind: type[Action]) -> list[Action]:
+        return [action for action in self.seen if isinstance(action, kind)]
+
+
+def chain(length: int) -> Plan:
+    return make_plan({i: [i - 1] if i else [] for i in range(length)}, [length - 1])
+
+
+def tree(leaves: int) -> Plan:
+    level = list(range(leaves))
+    graph: dict[int, list[int]] = {i: [] for i in level}
+    while len(level) > 1:
+        above = [len(graph) + i for i in range(len(level) // 2)]
+        graph.update({n: level[2 * i : 2 * i + 2] for i, n in enumerate(above)})
+        level = above
+    return make_plan(graph, level)
+
+
+def test_a_chain_is_one_commit_and_one_value_in_memory() -> None:
+    script = Script(chain(1000))
+    engine = script.drive([0])
+    assert script.ran == list(range(1000))
+    assert script.commits == [Commit(passed=1000, results=(999,))]
+    assert script.peak <= 2
+    assert not script.of(Fetch)
+    assert script.seen[-1] == Exit(Status.OK)
+    assert repr(engine).startswith("<Engine EXIT gen=1 seq=1")
+
+
+def test_a_fan_in_made_here_needs_no_store() -> None:
+    script = Script(tree(64))
+    script.drive(script.plan.leaves)
+    assert [len(action.tasks) for action in script.of(Publish) if isinstance(action, Publish)] == [
+        1
+    ]
+    assert script.commits == [Commit(passed=127, results=(126,))]
+    assert script.peak <= 8, "depth first: a path to the root, not a whole level"
+
+
+def test_half_a_tree_arrives_at_the_root_and_a_claim_continues() -> None:
+    plan = tree(8)
+    root = len(plan) - 1
+    half = plan.leaves[:4]
+    script = Script(plan, claims=[(root,)])
+    script.drive(half)
+    mine, other = plan.specs[root].inputs
+    first, second = script.commits
+    assert first == Commit(passed=7, publish=((mine, 1),), arrivals=((root, 2, 1),))
+    assert second == Commit(passed=1, results=(root,), reads=((mine, 1), (other, 1)))
+    assert [a.objects for a in script.of(Fetch) if isinstance(a, Fetch)] == [(other,)]
+
+
+def test_several_inputs_of_one_fan_in_arrive_together() -> None:
+    plan = make_plan({**{i: [] for i in range(10)}, 10: list(range(10))}, [10])
+    script = Script(plan)
+    script.drive(plan.leaves[:6])
+    (commit,) = script.commits
+    assert commit.arrivals == ((10, 10, 6),)
+    assert commit.publish == tuple((i, 1) for i in range(6))
+
+
+def test_reads_of_an_output_by_tasks_that_ran_here_are_settled_here() -> None:
+    # 0 feeds 1 (runs here) and 3 (a fan-in with 2, which somebody else computes).
+    plan = make_plan({"a": [], "b": ["a"], "c": [], "d": ["a", "c"]}, ["b", "d"])
+    a = plan.numbers["a"]
+    script = Script(plan)
+    script.drive([a])
+    (commit,) = script.commits
+    assert commit.publish == ((a, 1),)
+    assert commit.results == (plan.numbers["b"],)
+
+
+def test_an_output_that_is_also_an_input_is_kept_until_it_is_announced() -> None:
+    plan = make_plan({0: [], 1: [0], 2: [1]}, [0, 2])
+    script = Script(plan)
+    script.drive([0])
+    assert script.commits == [Commit(passed=3, results=(0, 2))]
+    assert script.memory == {0, 2}
+
+
+def test_what_a_claim_does_not_read_is_dropped() -> None:
+    plan = make_plan(
+        {"a": [], "b": [], "x": [], "y": [], "f": ["a", "x"], "g": ["b", "y"]}, ["f", "g"]
+    )
+    number = plan.numbers
+    script = Script(plan, claims=[(number["f"],)])
+    script.drive([number["a"], number["b"]])
+    dropped = [number for a in script.of(Drop) if isinstance(a, Drop) for number in a.objects]
+    assert number["b"] in dropped
+    assert script.ran == [number["a"], number["b"], number["f"]]
+
+
+def test_inputs_are_read_ahead_but_not_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "FETCH_MOST", 8)
+    monkeypatch.setattr(engine_module, "FETCH_LEAST", 2)
+    width = 50
+    graph: dict[object, list[object]] = {("x", i): [] for i in range(2 * width)}
+    graph |= {i: [("x", 2 * i), ("x", 2 * i + 1)] for i in range(width)}
+    plan = make_plan(graph, range(width))
+    script = Script(plan)
+    script.drive([plan.numbers[i] for i in range(width)])
+    assert len(script.ran) == width
+    assert script.peak <= 2 * 8 + width, "one window runs, one is read, outputs stay"
+    fetched = [number for a in script.of(Fetch) if isinstance(a, Fetch) for number in a.objects]
+    assert len(fetched) == len(set(fetched)) == 2 * width
+
+
+def test_large_objects_make_the_window_small() -> None:
+    engine = Engine()
+    width = 2000
+    graph: dict[object, list[object]] = {("x", i): [] for i in range(width)}
+    graph |= {i: [("x", i), ("x", (i + 1) % width)] for i in range(width)}
+    plan = make_plan(graph, range(width))
+    engine.next_actions()
+    engine.begun(Begun(Status.OK, 1, 0, 10.0, tuple(plan.numbers[i] for i in range(width))))
+    sizes: list[int] = []
+    for _ in range(20):
+        for action in engine.next_actions():
+            match action:
+                case Load(tasks):
+                    engine.loaded([plan.specs[task] for task in tasks])
+                case Fetch(objects):
+                    sizes.append(len(objects))
+                    engine.fetched(dict.fromkeys(objects, 50_000_000))
+                case Run():
+                    engine.ran()
+    assert sizes[0] > 500, "nothing is known about sizes at first"
+    assert max(sizes[1:]) <= engine_module.FETCH_LEAST
+
+
+@pytest.mark.parametrize("status", [Status.GONE, Status.HELD])
+def test_an_invocation_without_a_record_exits_at_once(status: Status) -> None:
+    engine = Engine()
+    assert engine.next_actions() == [Begin()]
+    engine.begun(Begun(status))
+    assert engine.next_actions() == [Exit(status)]
+
+
+@pytest.mark.parametrize("status", [Status.FENCED, Status.STOP, Status.STALE, Status.REJECTED])
+def test_a_refused_commit_ends_it(status: Status) -> None:
+    plan = chain(1)
+    engine = _until_send(plan)
+    engine.replied(Reply(status))
+    assert engine.next_actions() == [Exit(status)]
+    assert engine.next_actions() == []
+
+
+def test_what_is_freed_is_deleted_before_anything_else() -> None:
+    engine = _until_send(chain(1))
+    engine.replied(Reply(Status.OK, (), ((7, 2),), gone=True))
+    assert engine.next_actions() == [Delete(((7, 2),)), Exit(Status.OK)]
+
+
+def test_a_failure_commits_at_once_and_alone() -> None:
+    plan = chain(3)
+    engine = Engine()
+    engine.next_actions()
+    engine.begun(Begun(Status.OK, 1, 4, 10.0, (0,)))
+    engine.next_actions()
+    engine.loaded(plan.specs)
+    assert isinstance(engine.next_actions()[0], Run)
+    engine.failed()
+    assert engine.next_actions() == [Send(5, Commit(failed=True))]
+
+
+def test_stopped_once_stopped_for_good() -> None:
+    plan = chain(2)
+    engine = Engine()
+    engine.next_actions()
+    engine.begun(Begun(Status.OK, 1, 0, 10.0, (0,)))
+    engine.next_actions()
+    engine.stopped(Status.FENCED)
+    engine.stopped(Status.STOP)
+    assert engine.next_actions() == [Exit(Status.FENCED)]
+    engine.loaded(plan.specs)
+    engine.fetched({})
+    engine.ran()
+    assert engine.next_actions() == []
+
+
+def test_blocks_are_loaded_while_tasks_run() -> None:
+    plan = chain(4)
+    engine = Engine()
+    engine.next_actions()
+    engine.begun(Begun(Status.OK, 1, 0, 10.0, (0,)))
+    assert engine.next_actions() == [Load((0,))]
+    engine.loaded(plan.specs[:2])
+    run, load = engine.next_actions()
+    assert isinstance(run, Run)
+    assert [step.task for step in run.steps] == [0, 1]
+    assert load == Load((2,))
+
+
+def test_a_literal_is_read_before_the_task_that_needs_it_and_once() -> None:
+    plan = chain(3)
+    literal = -1
+    specs = [spec._replace(literals=(literal,)) for spec in plan.specs]
+    plan = Plan(plan.keys, specs, plan.numbers, plan.requested)
+    script = Script(plan)
+    script.drive([0])
+    assert script.ran == [0, 1, 2]
+    assert script.commits == [Commit(passed=3, results=(2,))]
+    fetched = [a.objects for a in script.of(Fetch) if isinstance(a, Fetch)]
+    assert fetched == [(literal,)], "it is still there when the next task asks for it"
+
+
+def _until_send(plan: Plan) -> Engine:
+    engine = Engine()
+    answers: Mapping[type[Action], object] = {
+        Begin: lambda: engine.begun(Begun(Status.OK, 1, 0, 10.0, tuple(plan.leaves))),
+        Load: lambda: engine.loaded(plan.specs),
+        Run: engine.ran,
+        Publish: engine.published,
+    }
+    while True:
+        for action in engine.next_actions():
+            if isinstance(action, Send):
+                return engine
+            answers[type(action)]()  # type: ignore[operator]

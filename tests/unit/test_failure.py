@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import pytest
+
+from wukong_async import failure, wire
+from wukong_async.errors import (
+    ExecutorLost,
+    JobCancelled,
+    ProtocolError,
+    RemoteTraceback,
+    StoreLost,
+    TaskError,
+    VersionMismatch,
+)
+
+KEYS = ["a", ("x", 1), "c", "d", "e", "f", "g"]
+
+
+class Picky(Exception):
+    """An exception that does not survive a plain pickle, like many."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text for you")
+
+
+def travel(error: BaseException) -> Exception:
+    try:
+        raise error
+    except BaseException as caught:
+        blob = failure.task_failed(
+            1,
+            KEYS[1],
+            caught,
+            hidden=lambda _: False,
+            request_id="request-1",
+            executor="0",
+        )
+    return failure.rebuild(blob, KEYS)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), KeyError("k"), ZeroDivisionError(), OSError(2, "missing", "file")],
+    ids=repr,
+)
+def test_the_original_exception_comes_back(error: Exception) -> None:
+    copy = travel(error)
+    assert type(copy) is type(error)
+    assert copy.args == error.args
+    assert isinstance(copy.__cause__, RemoteTraceback)
+    assert "test_failure.py" in str(copy.__cause__)
+    (note,) = copy.__notes__
+    assert note == "wukong: task ('x', 1) failed in executor 0, request request-1"
+
+
+def test_the_remote_story_is_printed_once() -> None:
+    text = "".join(traceback.format_exception(travel(ValueError("no"))))
+    assert text.count("raise error") == 1
+    assert "direct cause" in text
+
+
+def test_a_cause_is_part_of_the_story() -> None:
+    try:
+        raise ValueError("outer") from KeyError("inner")
+    except ValueError as error:
+        copy = travel(error)
+    assert "KeyError: 'inner'" in str(copy.__cause__)
+
+
+@pytest.mark.parametrize("error", [Picky(404, "gone"), SystemExit(3)], ids=repr)
+def test_what_cannot_be_rebuilt_still_tells_its_type_text_and_traceback(
+    error: BaseException,
+) -> None:
+    copy = travel(error)
+    assert isinstance(copy, TaskError)
+    text = str(copy)
+    assert type(error).__name__ in text
+    assert "test_failure.py" in text
+    assert "task ('x', 1)" in text
+
+
+def test_an_exception_whose_text_raises() -> None:
+    copy = travel(Unprintable())
+    assert isinstance(copy, Unprintable)
+    assert "Unprintable" in str(copy.__cause__)
+
+
+def test_an_exception_that_only_its_own_process_can_load_is_told_as_text() -> None:
+    class Local(Exception):
+        def __reduce__(self) -> Any:
+            return (_explode, ())
+
+    assert isinstance(travel(Local("x")), TaskError)
+
+
+def _explode() -> None:
+    raise ImportError("not here")
+
+
+@pytest.mark.parametrize(
+    ("blob", "kind", "says"),
+    [
+        (["lost", "3", 2, wire.pack([0, 1])], ExecutorLost, "Executor 3 vanished 2 times"),
+        (["lost", "3", 2, wire.pack(list(range(7)))], ExecutorLost, "'e' and 2 more"),
+        (["unstarted", "0", 0, wire.pack([2])], ExecutorLost, "never began work on 'c'"),
+        (["cancelled", "by its client"], JobCancelled, "cancelled: by its client."),
+        (["mismatch", "dask: client 1, function 2"], VersionMismatch, "dask: client 1, function 2"),
+        (["input", [1]], StoreLost, "has lost ('x', 1)"),
+        (["protocol", "3 of 4 tasks passed"], ProtocolError, "3 of 4 tasks passed"),
+        (["novel"], ProtocolError, "cannot be read"),
+    ],
+)
+def test_what_the_store_says_becomes_an_error(blob: Any, kind: type, says: str) -> None:
+    error = failure.rebuild(wire.pack(blob), KEYS)
+    assert type(error) is kind
+    assert says in str(error)

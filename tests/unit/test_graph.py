@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import warnings
+from collections import namedtuple
+from operator import add
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.bag as db
+import pytest
+from dask import delayed
+from dask._task_spec import Alias, DataNode, Task, TaskRef
+from dask.highlevelgraph import HighLevelGraph
+
+from wukong_async import graph
+from wukong_async.errors import CycleError, GraphError, MissingDependencyError, MissingKeyError
+from wukong_async.graph import TaskGraph
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def run(found: TaskGraph, keys: Any) -> Any:
+    """Compute an ingested graph the simplest way: to compare it with what Dask computes."""
+    values = dict(found.literals)
+
+    def value(key: Any) -> Any:
+        if key not in values:
+            data = {name: value(source) for name, source in found.sources[key].items()}
+            values[key] = found.nodes[key](data)
+        return values[key]
+
+    return graph.nest(keys, {key: value(source) for key, source in found.outputs.items()})
+
+
+Point = namedtuple("Point", "x y")  # noqa: PYI024 - Dask treats these specially
+
+GRAPHS: dict[str, tuple[dict[Any, Any], Any]] = {
+    "legacy tuples": ({"a": 1, "b": (inc, "a"), "c": (add, "a", "b")}, "c"),
+    "nested legacy tuples": ({"a": 1, "b": (add, (inc, "a"), (inc, (inc, "a")))}, "b"),
+    "lists of keys": ({"a": 1, "b": 2, "c": (sum, ["a", "b", ["a"][0]])}, "c"),
+    "a list as a value": ({"a": 1, "b": (inc, "a"), "c": ["a", "b"]}, "c"),
+    "tuple keys": ({("x", 0): 1, ("x", 1): (inc, ("x", 0))}, [[("x", 0)], [("x", 1)]]),
+    "task-spec nodes": ({"a": DataNode("a", 1), "b": Task("b", inc, TaskRef("a"))}, "b"),
+    "aliases of aliases": ({"a": 1, "b": "a", "c": "b", "d": (inc, "c")}, ["d", "c"]),
+    "an alias of a task": ({"a": (inc, 1), "b": Alias("b", "a"), "c": (add, "a", "b")}, "c"),
+    "None": ({"a": None, "b": (str, "a")}, ["a", "b"]),
+    "a string that is no key": ({"a": "hello", "b": (str.upper, "a")}, "b"),
+    "a string that is a key": ({"a": 1, "b": (str, "a")}, "b"),
+    "nothing requested": ({"a": 1}, []),
+    "a namedtuple": ({"a": 1, "b": Point("a", 2)}, "b"),
+    "a dictionary argument": ({"a": 1, "b": (dict, {"k": "a"})}, "b"),
+    "the same input twice": ({"a": (inc, 1), "b": (add, "a", "a")}, "b"),
+    "integer keys": ({1: 5, 2: (inc, 1)}, 2),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_means_what_it_means_to_dask(name: str) -> None:
+    dsk, keys = GRAPHS[name]
+    assert run(graph.ingest(dsk, graph.flat(keys)), keys) == dask.get(dsk, keys)
+
+
+def collections() -> dict[str, Any]:
+    x = da.arange(12, chunks=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {
+            "array": (x + 1).sum(),
+            "unfinished array": x,
+            "bag": db.from_sequence(range(10), npartitions=3).map(inc).sum(),
+            "delayed": delayed(sum)([delayed(inc)(i) for i in range(5)]),
+        }
+
+
+@pytest.mark.parametrize("name", list(collections()))
+@pytest.mark.parametrize("optimize", [True, False])
+def test_a_collection_is_asked_for_as_dask_does(name: str, optimize: bool) -> None:
+    collection = collections()[name]
+    request = graph.request([collection], optimize)
+    assert request is not None
+    found = graph.ingest(request.graph, request.keys)
+    (value,) = request.finish(run(found, request.keys))
+    assert str(value) == str(collection.compute(scheduler="sync"))
+
+
+def test_containers_of_collections() -> None:
+    request = graph.request([{"a": [delayed(inc)(1), 5]}, delayed(inc)(2)], True)
+    assert request is not None
+    values = request.finish(run(graph.ingest(request.graph, request.keys), request.keys))
+    assert values == ({"a": [2, 5]}, 3)
+
+
+def test_no_collection_is_no_request() -> None:
+    assert graph.request([{"a": 1}, 5], True) is None
+
+
+def test_high_level_graphs_and_expressions_are_materialised() -> None:
+    x = da.ones(4, chunks=2).sum()
+    assert isinstance(x.__dask_graph__(), HighLevelGraph)
+    found = graph.ingest(x.__dask_graph__(), list(dask.core.flatten(x.__dask_keys__())))
+    assert run(found, x.__dask_keys__()) == (4.0,)
+
+
+def test_only_what_is_needed_is_read() -> None:
+    found = graph.ingest({"a": 1, "b": (inc, "a"), "c": (inc, "b"), "d": (inc, "d")}, ["b"])
+    assert set(found.nodes) == {"b"}
+    assert found.literals == {"a": 1}
+
+
+def test_data_and_aliases_are_no_tasks() -> None:
+    found = graph.ingest({"a": DataNode("a", 1), "b": "a", "c": (inc, "b")}, ["c", "b"])
+    assert set(found.nodes) == {"c"}
+    assert found.dependencies() == {"c": ()}
+    assert found.outputs == {"c": "c", "b": "a"}
+
+
+def test_dependencies_follow_the_order_of_the_graph() -> None:
+    names = [f"task-{i}" for i in range(50)]
+    dsk: dict[str, Any] = {name: (inc, i) for i, name in enumerate(names)}
+    dsk["sum"] = (sum, list(reversed(names)))
+    assert graph.ingest(dsk, ["sum"]).dependencies()["sum"] == tuple(names)
+
+
+def test_a_key_that_is_not_there_is_named() -> None:
+    with pytest.raises(MissingKeyError) as caught:
+        graph.ingest({"a": 1}, ["b"])
+    assert str(caught.value) == (
+        "The requested key 'b' is not in the graph. The graph has 1 keys: 'a'."
+    )
+
+
+def test_a_dependency_that_is_not_there_is_named() -> None:
+    dsk = {"a": Task("a", inc, TaskRef("nowhere"))}
+    with pytest.raises(MissingDependencyError, match=r"Task 'a' depends on a key .* 'nowhere'"):
+        graph.ingest(dsk, ["a"])
+
+
+def test_aliases_in_a_circle_are_named() -> None:
+    with pytest.raises(CycleError, match="lead to each other"):
+        graph.ingest({"a": Alias("a", "b"), "b": Alias("b", "a")}, ["a"])
+
+
+@pytest.mark.parametrize("something", [3, "text", object()])
+def test_what_is_no_graph_is_refused(something: object) -> None:
+    with pytest.raises(GraphError, match="is not a Dask graph"):
+        graph.ingest(something, ["a"])
+
+
+def test_sinks() -> None:
+    dsk = {"a": 1, "b": (inc, "a"), "c": (inc, "a"), "d": "c"}
+    assert graph.sinks(dsk) == ["b", "d"]
+    assert graph.sinks({}) == []
+
+
+def test_a_long_chain_of_aliases() -> None:
+    dsk: dict[Any, Any] = {0: (inc, 1)} | {i: Alias(i, i - 1) for i in range(1, 50_000)}
+    assert graph.ingest(dsk, [49_999]).outputs == {49_999: 0}
