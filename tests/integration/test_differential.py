@@ -78,7 +78,9 @@ class BothStores(ModelStore):
         return self._same(model, self.real.commit(executor, generation, sequence, body))
 
     def renew(self, executor: str, generation: int) -> Status:
-        return self._same(super().renew(executor, generation), self.real.renew(executor, generation))
+        return self._same(
+            super().renew(executor, generation), self.real.renew(executor, generation)
+        )
 
     def watch(self, most: int = 1000) -> Watch:
         return self._same(super().watch(most), self.real.watch(most))

@@ -8,11 +8,19 @@ registered groups and COMMAND, delete DIRECTORY, exit.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the guard is gone: nobody guards the guard."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(directory: str, command: list[str]) -> None:
@@ -23,7 +31,12 @@ def main(directory: str, command: list[str]) -> None:
     groups: set[int] = set()
     with open(os.path.join(directory, "valkey.log"), "wb") as log:
         server = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread
         )
     try:
         for line in sys.stdin:

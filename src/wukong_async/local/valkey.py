@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -128,6 +129,8 @@ class Valkey:
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()
+        # The guard has done this, unless somebody has killed it.
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _tell(self, line: str) -> None:
         assert self._guard.stdin is not None

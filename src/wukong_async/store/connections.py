@@ -141,9 +141,12 @@ class Connections:
                 return await request(self._clients[shard])
             except NoScriptError:
                 await self._load_all(shard)
-            except AuthenticationError as error:
-                raise StoreUnreachable(f"{self._name(shard)} refuses access: {error}") from error
             except NOT_AN_ANSWER as error:
+                # redis-py raises this one, or a ConnectionError because of it.
+                if AuthenticationError in {type(error), type(error.__cause__)}:
+                    raise StoreUnreachable(
+                        f"{self._name(shard)} refuses access: {error}"
+                    ) from error
                 self._give_up(shard, started, error)
             except ResponseError as error:
                 if not str(error).startswith(BUSY_PREFIXES):

@@ -1,0 +1,178 @@
+"""Connections that get lost, servers that do not answer, several servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from wukong_async import wire
+from wukong_async.errors import ConfigError, StoreError, StoreUnreachable
+from wukong_async.local.valkey import Valkey
+from wukong_async.protocol import Commit, JobState, Payload, Status
+from wukong_async.store import Connections, JobStore, NewJob
+from wukong_async.store.job import commit_body
+
+
+def tiny_job() -> NewJob:
+    return NewJob(
+        tasks=1,
+        want=1,
+        channel="c",
+        slots=1,
+        lease=60,
+        grace=60,
+        attempts=3,
+        unstarted=3,
+        ttl=600,
+        facts=b"",
+        values=[],
+        records=[("0", [0])],
+    )
+
+
+@contextlib.asynccontextmanager
+async def another_valkey() -> AsyncIterator[Valkey]:
+    server = Valkey()
+    try:
+        await server.started()
+        yield server
+    finally:
+        server.stop()
+
+
+async def test_a_killed_connection_is_no_answer(connections: Connections) -> None:
+    async def kill() -> None:
+        await connections.command(0, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    await store.create(tiny_job())
+    for attempt in range(20):
+        await asyncio.gather(kill(), store.begin("0", "n"), store.renew("0", 1), kill())
+        assert (await store.begin("0", "n")).generation == 1, attempt
+    commit = Commit(passed=1, results=(0,))
+    body = commit_body(commit, {0: Payload(b"\x01x")})
+    _, reply, _ = await asyncio.gather(kill(), store.commit("0", 1, 1, body), kill())
+    assert reply.status in {Status.OK, Status.FENCED}, "it took effect; the record is gone"
+    assert (await store.outcome()).passed == 1
+    await store.finish()
+
+
+async def test_scripts_come_back_after_a_restart(connections: Connections) -> None:
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    await connections.command(0, "SCRIPT", "FLUSH")
+    assert await store.create(tiny_job()) is Status.OK
+    await connections.command(0, "SCRIPT", "FLUSH")
+    assert await store.put([("o0.0", [b"x"])], 600) is Status.OK
+    await store.cancel(JobState.CANCELLED, b"")
+    await store.finish()
+
+
+async def test_a_server_that_is_not_there() -> None:
+    async with Connections(["unix:///nowhere/valkey.sock"], timeout=0.2) as connections:
+        started = time.monotonic()
+        with pytest.raises(StoreUnreachable, match=r"unix:///nowhere/valkey.sock has not answered"):
+            await connections.check()
+        assert time.monotonic() - started < 5
+
+
+async def test_a_server_that_goes_away() -> None:
+    async with another_valkey() as server:
+        async with Connections([server.url], timeout=0.3) as connections:
+            await connections.check()
+            server.stop()
+            with pytest.raises(StoreUnreachable):
+                await connections.command(0, "PING")
+
+
+async def test_a_password_that_is_wrong() -> None:
+    async with another_valkey() as server:
+        async with Connections([server.url], timeout=5) as connections:
+            await connections.command(0, "CONFIG", "SET", "requirepass", "right")
+        for secret in ("", ":wrong@"):
+            url = server.url.replace("unix://", f"unix://{secret}")
+            async with Connections([url], timeout=5) as connections:
+                with pytest.raises(StoreUnreachable, match="refuses access") as caught:
+                    await connections.check()
+                assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
+        async with Connections(
+            [server.url.replace("unix://", "unix://:right@")], timeout=5
+        ) as connections:
+            await connections.check()
+
+
+async def test_an_answer_that_will_not_change_is_raised(connections: Connections) -> None:
+    with pytest.raises(StoreError, match="unknown command"):
+        await connections.command(0, "NONSENSE")
+
+
+async def test_out_of_memory_is_no_answer_and_not_for_ever() -> None:
+    async with another_valkey() as server:
+        async with Connections([server.url], timeout=0.5) as connections:
+            await connections.check()
+            await connections.command(0, "CONFIG", "SET", "maxmemory", "1")
+            store = JobStore(connections, "j")
+            with pytest.raises(StoreUnreachable, match="maxmemory"):
+                await store.open(600)
+
+
+@pytest.mark.parametrize("endpoints", [[], ["redis://host:port"]])
+async def test_endpoints_that_cannot_be(endpoints: list[str]) -> None:
+    with pytest.raises(ConfigError, match="redis_endpoints"):
+        await Connections(endpoints, timeout=1).__aenter__()
+
+
+async def test_objects_spread_over_all_servers(valkey: Valkey) -> None:
+    async with (
+        another_valkey() as second,
+        another_valkey() as third,
+        Connections([valkey.url, second.url, third.url], timeout=5) as connections,
+    ):
+        await connections.check()
+        store = JobStore(connections, secrets.token_hex(4))
+        await store.open(600)
+        await store.create(tiny_job())
+        objects: list[tuple[str, wire.Segments]] = [
+            (f"o{i}.0", [b"value", str(i).encode()]) for i in range(60)
+        ]
+        assert await store.put(objects, 600) is Status.OK
+        names = [name for name, _ in objects]
+        assert await store.get(names, [9] * 60) == [wire.join(s) for _, s in objects]
+        counts = [len(await connections.command(s, "KEYS", "*:o*")) for s in range(3)]
+        assert sum(counts) == 60 + 3, "with a mark on each"
+        assert min(counts) > 5
+        await store.delete([(i, 1) for i in range(30)])
+        assert await store.get(names, [9] * 60) == [None] * 30 + [
+            wire.join(s) for _, s in objects[30:]
+        ]
+        await store.cancel(JobState.CANCELLED, b"")
+        await store.finish()
+        for shard in range(3):
+            assert await connections.command(shard, "KEYS", "*") == []
+
+
+async def test_a_shard_keeps_its_objects_when_another_joins() -> None:
+    two = Connections(["redis://a:1", "redis://b:1"], timeout=1)
+    three = Connections(["redis://a:1", "redis://b:1", "redis://c:1"], timeout=1)
+    moved = [n for n in map(str, range(900)) if two.shard(n) != three.shard(n)]
+    assert all(three.shard(name) == 2 for name in moved)
+    assert 200 < len(moved) < 400
+
+
+async def test_large_values_travel_in_parts_and_batches(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wukong_async.store.job.BATCH_BYTES", 1000)
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    objects: list[tuple[str, wire.Segments]] = [(f"o{i}.0", [bytes([i]) * 700]) for i in range(10)]
+    assert await store.put(objects, 600) is Status.OK
+    found = await store.get([name for name, _ in objects], [700] * 10)
+    assert found == [segments[0] for _, segments in objects]
+    await store.finish()

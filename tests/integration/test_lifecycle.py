@@ -1,0 +1,192 @@
+"""What a local cluster leaves behind, however it ends: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from wukong_async import LocalCluster
+from wukong_async.errors import ClusterError, ConfigError
+
+PROGRAM = """
+import json, sys, time
+from dask import delayed
+from wukong_async import LocalCluster, WukongClient
+
+def forever(path):
+    open(path, "w").close()
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    cluster = LocalCluster(2).start()
+    guard = cluster._valkey.guard_pid
+    import psutil
+    pids = [guard, *(c.pid for c in psutil.Process(guard).children()), *cluster.sandbox_pids()]
+    print(json.dumps({"pids": pids, "directory": str(cluster._valkey.directory)}), flush=True)
+    {then}
+"""
+
+
+@contextlib.contextmanager
+def program(then: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A program with a cluster, and what it has started."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM.replace("{then}", then))
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            _, errors = process.communicate()
+            pytest.fail(errors)
+        try:
+            yield process, json.loads(line)
+        finally:
+            process.kill()
+
+
+def gone(started: dict[str, Any]) -> bool:
+    return not any(map(is_alive, started["pids"])) and not Path(started["directory"]).exists()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def eventually(condition: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never happens"
+        time.sleep(0.01)
+
+
+def test_a_cluster_that_is_closed(tmp_path: Path) -> None:
+    with program("cluster.close()", tmp_path) as (process, started):
+        assert process.wait(20) == 0
+        assert gone(started)
+
+
+def test_a_program_that_forgets_to_close(tmp_path: Path) -> None:
+    with program("pass", tmp_path) as (process, started):
+        assert process.wait(20) == 0
+        eventually(lambda: gone(started))
+
+
+def test_a_program_that_raises(tmp_path: Path) -> None:
+    with program("raise ValueError('oops')", tmp_path) as (process, started):
+        assert process.wait(20) == 1
+        eventually(lambda: gone(started))
+
+
+def test_a_program_that_is_interrupted(tmp_path: Path) -> None:
+    with program("time.sleep(1000)", tmp_path) as (process, started):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+        eventually(lambda: gone(started))
+
+
+def test_a_program_that_is_terminated(tmp_path: Path) -> None:
+    with program("time.sleep(1000)", tmp_path) as (process, started):
+        process.terminate()
+        process.wait(20)
+        eventually(lambda: gone(started))
+
+
+def test_a_program_that_is_killed_while_its_sandboxes_work(tmp_path: Path) -> None:
+    flag = tmp_path / "runs"
+    then = (
+        "client = WukongClient(cluster).start()\n    "
+        f"client.compute([delayed(forever)({str(flag)!r}), delayed(forever)({str(flag)!r})])"
+    )
+    with program(then, tmp_path) as (process, started):
+        eventually(flag.exists)
+        process.kill()
+        process.wait(20)
+        eventually(lambda: gone(started))
+
+
+def test_an_interrupt_in_the_middle_of_a_computation(tmp_path: Path) -> None:
+    flag = tmp_path / "runs"
+    then = (
+        f"with WukongClient(cluster) as client:\n        delayed(forever)({str(flag)!r}).compute()"
+    )
+    with program(then, tmp_path) as (process, started):
+        eventually(flag.exists)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+        eventually(lambda: gone(started))
+
+
+def test_a_guard_that_is_killed_takes_valkey_with_it() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent has died")
+    cluster = LocalCluster(1).start()
+    assert cluster._valkey is not None
+    guard = psutil.Process(cluster._valkey.guard_pid)
+    (server,) = guard.children()
+    directory = cluster._valkey.directory
+    guard.kill()
+    eventually(lambda: not is_alive(server.pid))
+    cluster.close()
+    assert not directory.exists()
+
+
+def test_only_the_owner_can_reach_the_store(shared_cluster: LocalCluster) -> None:
+    assert shared_cluster._valkey is not None
+    directory = shared_cluster._valkey.directory
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert directory.owner() == Path.home().owner() or os.geteuid() == 0
+
+
+def test_the_default_is_a_sandbox_for_each_core() -> None:
+    assert LocalCluster().n_workers == len(os.sched_getaffinity(0))
+
+
+def test_start_and_close_may_be_repeated() -> None:
+    cluster = LocalCluster(1)
+    assert "not running" in repr(cluster)
+    with cluster:
+        assert cluster.start() is cluster
+        assert cluster.stats().sandboxes == 1
+        assert "http://127.0.0.1:" in repr(cluster)
+    cluster.close()
+    with pytest.raises(ClusterError, match="is not running"):
+        cluster.stats()
+    with cluster:
+        assert cluster.stats().sandboxes == 1
+
+
+async def test_a_cluster_in_asynchronous_code() -> None:
+    async with LocalCluster(1) as cluster:
+        assert cluster.stats().sandboxes == 1
+
+
+@pytest.mark.parametrize("bad", [{"n_workers": 0}, {"timeout": 0}])
+def test_arguments_that_cannot_be(bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        LocalCluster(**bad)  # type: ignore[arg-type]
+
+
+def test_a_sandbox_that_cannot_start_says_why() -> None:
+    with (
+        pytest.raises(ClusterError, match=r"wukong\.lease: cannot read 'soon'"),
+        LocalCluster(1, environment={"DASK_WUKONG__LEASE": "'soon'"}),
+    ):
+        pass
