@@ -20,12 +20,15 @@ class Footprint:
     """What this process holds that outlives a function call."""
 
     def __init__(self) -> None:
-        self.children = {child.pid for child in ME.children(recursive=True)}
+        # How many, not which: a cluster replaces a sandbox that was killed.
+        self.children = len(ME.children(recursive=True))
         self.sockets = len(ME.net_connections(kind="all"))
         self.threads = {t.name for t in threading.enumerate() if t.name.startswith("wukong")}
 
     def left_over(self, before: Footprint) -> list[str]:
-        found = [f"process {pid}" for pid in self.children - before.children]
+        found = []
+        if self.children > before.children:
+            found.append(f"{self.children - before.children} processes")
         if self.sockets > before.sockets:
             found.append(f"{self.sockets - before.sockets} sockets")
         return found + [f"thread {name}" for name in self.threads - before.threads]

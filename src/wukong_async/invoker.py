@@ -25,6 +25,8 @@ log = logging.getLogger("wukong.invoker")
 DEFAULT_REGION = "us-east-1"
 ATTEMPTS = 8
 """Tries of one Invoke call, the first included: about 20 s of throttling."""
+CHECK_TIMEOUT = 8.0
+"""Seconds to find out at the start that the API does not answer; retries would take 40."""
 NOT_FOUND = "ResourceNotFoundException"
 THROTTLED = ("TooManyRequestsException", "ThrottlingException", "ServiceException", "EC2Throttled")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -92,7 +94,15 @@ class Invoker:
         ------
         FunctionNotFound, InvocationError
         """
-        await self._call(InvocationType="DryRun", Payload=b"{}")
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await self._call(InvocationType="DryRun", Payload=b"{}")
+        except TimeoutError:
+            raise InvocationError(
+                f"The Lambda API for region {region_of(self._settings)}"
+                f" ({self._settings.endpoint_url or 'AWS'}) cannot be reached: no answer for"
+                f" {CHECK_TIMEOUT:.0f} s. Check wukong.region and wukong.endpoint_url."
+            ) from None
 
     async def invoke(self, payload: bytes) -> None:
         """Send one event.

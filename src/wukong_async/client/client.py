@@ -58,7 +58,9 @@ class WukongClient:
         Default: if the settings name no store, a `LocalCluster` that lives as long as the client;
         else what the settings name.
     set_as_default
-        Make this client Dask's default scheduler while it is entered.
+        Make this client Dask's default scheduler while it is entered. Default: in synchronous use
+        only. Where a loop runs, whatever Dask computes by itself (`set_index` looks for its
+        divisions) would block that loop, and is better left to Dask's own threads.
     **settings
         Settings of `wukong.*`, over those of `dask.config` and of the cluster.
 
@@ -74,7 +76,7 @@ class WukongClient:
         self,
         cluster: Cluster | None = None,
         *,
-        set_as_default: bool = True,
+        set_as_default: bool | None = None,
         **settings: Any,
     ) -> None:
         self._overrides = settings
@@ -194,7 +196,8 @@ class WukongClient:
         return Scheduler(Settings.load({**cluster, **self._overrides}))
 
     def _become_default(self) -> None:
-        if self._set_as_default:
+        wanted = self._set_as_default
+        if wanted or (wanted is None and self._thread is not None):
             self._default.enter_context(dask.config.set(scheduler=self.get))
 
     # Verbs ------------------------------------------------------------------------------------

@@ -86,13 +86,16 @@ class Announcements:
                 if message["type"] == "subscribe":
                     self._subscribed(shard)
                 elif message["type"] == "message":
-                    event = self._waiting.get(message["data"].decode())
-                    if event is not None:
-                        event.set()
+                    self._wake(message["data"].decode())
 
     def _subscribed(self, shard: int) -> None:
         self._unheard.discard(shard)
         if not self._unheard:
             self._ready.set()
-        for event in self._waiting.values():
+        for job_id in self._waiting:
+            self._wake(job_id)
+
+    def _wake(self, job_id: str) -> None:
+        event = self._waiting.get(job_id)
+        if event is not None:
             event.set()

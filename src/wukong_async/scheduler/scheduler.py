@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 from wukong_async import failure, wire
 from wukong_async.config import Settings
 from wukong_async.errors import (
+    ClientStateError,
     InvocationError,
     SerializationError,
     StoreError,
@@ -68,7 +69,8 @@ class Scheduler:
         self._invoker = Invoker(settings)
         self._proxy = ProxyClient(settings) if settings.proxy_address else None
         self._stack = contextlib.AsyncExitStack()
-        self._jobs: set[str] = set()
+        self._jobs: set[asyncio.Task[tuple[dict[Hashable, Any], Outcome]]] = set()
+        self._closing = False
 
     def __repr__(self) -> str:
         return f"<Scheduler on {self.connections!r}, {len(self._jobs)} jobs running>"
@@ -89,6 +91,11 @@ class Scheduler:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closing = True
+        for job in self._jobs:
+            job.cancel()
+        if self._jobs:
+            await asyncio.wait(self._jobs)
         await self._stack.aclose()
 
     async def run(
@@ -103,11 +110,17 @@ class Scheduler:
         """
         started = time.perf_counter()
         job = _Job(self, secrets.token_hex(10))
-        self._jobs.add(job.job_id)
+        # A task of its own, so that closing can end it without cancelling its caller.
+        running = asyncio.create_task(job.run(graph, keys), name=f"wukong-job-{job.job_id}")
+        self._jobs.add(running)
+        running.add_done_callback(self._jobs.discard)
         try:
-            values, outcome = await job.run(graph, keys)
-        finally:
-            self._jobs.discard(job.job_id)
+            values, outcome = await running
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if self._closing and not (me and me.cancelling()):
+                raise ClientStateError("The client was closed while it computed.") from None
+            raise
         summary = JobSummary(
             job.job_id,
             outcome.tasks,

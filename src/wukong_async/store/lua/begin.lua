@@ -4,7 +4,7 @@
 -- ARGV  1 executor  2 nonce, fresh for each incarnation
 -- reply {OK, gen, seq, lease, facts, frontier} | {GONE} | {HELD}
 local x, nonce = ARGV[1], ARGV[2]
-local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts', 'deadline')
+local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts')
 if job[1] ~= 'running' then return { 'GONE' } end
 local r = load_record(x)
 if not r then return { 'GONE' } end
@@ -19,7 +19,6 @@ if r.nonce ~= nonce then
   call('HSET', REC, x, pack_record(r))
   call('ZADD', LIVE, 'XX', t + job[2] * math.min(2 ^ (r.gen - 1), LONGEST), x)
   call('HINCRBY', JOB, 'begins', 1)
-  expire(job[5], REC, LIVE)
 end
 return { 'OK', r.gen, r.seq, job[2] * math.min(2 ^ (r.gen - 1), LONGEST), job[4],
   call('HGET', REC, x .. '/f') }

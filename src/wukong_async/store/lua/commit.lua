@@ -100,5 +100,7 @@ elseif gone and call('ZCARD', LIVE) == 0 then
   -- A cheap proof against hanging: nobody is left who could finish the job.
   finish_job('failed', cmsgpack.pack({ 'protocol', 'no executor is left and results are missing' }))
 end
-expire(job[5], REC, LIVE, CNT, REFS, VAL, RES)
+if #publish > 0 then expire(job[5], REFS, VAL) end
+if #arrivals > 0 then expire(job[5], CNT) end
+if #results > 0 then expire(job[5], RES) end
 return answer

@@ -40,8 +40,8 @@ local function drop_record(x)
   call('ZREM', LIVE, x)
 end
 
--- A key that was emptied and written again has lost its expiry: each script sets it on what it
--- may have created.
+-- A key that was emptied and written again has lost its expiry: a script sets it on what it may
+-- have created. `job`, `live` and `rec` are created once, with the job.
 local function expire(deadline, ...)
   for _, key in ipairs({ ... }) do call('PEXPIREAT', key, deadline) end
 end

@@ -1,0 +1,1 @@
+"""Measurements: workloads of the papers, beside what a user would pick instead."""

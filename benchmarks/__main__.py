@@ -1,0 +1,205 @@
+"""`python -m benchmarks`: measure workloads on backends, in turn, in one run.
+
+    python -m benchmarks list
+    python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5 --json FILE
+
+Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
+(A B A B …), so that a machine that changes its speed changes it for all; compare ratios, not seconds.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy is imported, here and in the workers: one thread for BLAS, everywhere.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.backends import BACKENDS, WORKERS, Backend
+from benchmarks.workloads import WORKLOADS, Workload
+
+HEAD = (
+    "workload",
+    "backend",
+    "entry",
+    "min s",
+    "median s",
+    "max s",
+    "ratio",
+    "correct",
+    "tasks",
+    "invoked",
+    "commits",
+    "commands",
+    "kB in",
+    "kB out",
+)
+ROW = "{:<10} {:<13} {:<8} {:>8} {:>8} {:>8} {:>14} {:>7} {:>6} {:>7} {:>7} {:>8} {:>9} {:>9}"
+
+
+@dataclasses.dataclass
+class Measured:
+    """The runs of one workload on one backend through one entry."""
+
+    backend: Backend
+    entry: str
+    correct: bool
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def row(self, workload: str) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return {
+            "workload": workload,
+            "backend": self.backend.name,
+            "entry": self.entry,
+            "wall_s": {
+                "min": min(self.seconds),
+                "median": statistics.median(self.seconds),
+                "max": max(self.seconds),
+            },
+            "correct": self.correct,
+            **self.counts,
+        }
+
+
+def measure(workload: Workload, backends: Sequence[Backend], repeat: int) -> list[Measured]:
+    """Check, warm up, then time the backends in turn."""
+    expected = workload.make().compute(scheduler="synchronous")
+    measured = [
+        Measured(backend, entry, _same(call(workload.make()), expected))
+        for backend in backends
+        for entry, call in backend.entries.items()
+    ]
+    for _ in range(repeat):
+        for each in measured:
+            collection = workload.make()
+            gc.collect()
+            started = time.perf_counter()
+            each.backend.entries[each.entry](collection)
+            each.seconds.append(time.perf_counter() - started)
+    for each in measured:
+        if each.backend.count is not None:
+            call = each.backend.entries[each.entry]
+            counts = each.backend.count(lambda call=call: call(workload.make()))  # type: ignore[misc]
+            each.counts = dataclasses.asdict(counts)
+    return measured
+
+
+def _same(found: Any, expected: Any) -> bool:
+    if not hasattr(expected, "shape"):
+        return bool(found == expected)
+    import numpy as np
+
+    return bool(np.allclose(found, expected))
+
+
+def show(workload: str, measured: Sequence[Measured]) -> None:
+    """A row for each, with the ratio to the first backend's same entry, run by run."""
+    for each in measured:
+        base = next((m for m in measured if m.entry == each.entry), each)
+        ratios = [b / a for a, b in zip(base.seconds, each.seconds, strict=True)]
+        ratio = f"{statistics.median(ratios):.1f}×"
+        if each is not base:
+            ratio += f" ({min(ratios):.1f}-{max(ratios):.1f})"
+        row = each.row(workload)
+        wall = row["wall_s"]
+        counts = each.counts
+        print(
+            ROW.format(
+                workload,
+                row["backend"],
+                row["entry"],
+                *(f"{wall[name]:.4f}" for name in ("min", "median", "max")),
+                ratio,
+                str(each.correct).lower(),
+                *(counts.get(n, "-") for n in ("tasks", "invocations", "commits")),
+                counts.get("store_commands", "-"),
+                *(
+                    f"{counts[name] / 1000:.1f}" if counts else "-"
+                    for name in ("store_bytes_in", "store_bytes_out")
+                ),
+            ),
+            flush=True,
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    """The `run` command."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        backends = [stack.enter_context(BACKENDS[name]()) for name in options.backend]
+        print(ROW.format(*HEAD))
+        for name in options.workloads:
+            measured = measure(WORKLOADS[name], backends, options.repeat)
+            show(name, measured)
+            rows += [each.row(name) for each in measured]
+    if options.json:
+        document = {
+            "machine": {
+                "cores": os.cpu_count(),
+                "system": platform.platform(),
+                "processor": platform.processor() or platform.machine(),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{n: version(n) for n in ("wukong-async", "dask", "distributed", "numpy")},
+            },
+            "settings": {"workers": WORKERS, "blas_threads": 1, "repeat": options.repeat},
+            "results": rows,
+        }
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    return 0 if all(row["correct"] for row in rows) else 1
+
+
+def _backends(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in BACKENDS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(BACKENDS)}")
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what can be measured")
+    runner = commands.add_parser("run", help="measure workloads")
+    runner.add_argument("workloads", nargs="+", choices=list(WORKLOADS), metavar="WORKLOAD")
+    runner.add_argument(
+        "--backend",
+        type=_backends,
+        default=["wukong", "distributed"],
+        help=f"comma-separated: {', '.join(BACKENDS)}",
+    )
+    runner.add_argument("--repeat", type=int, default=5, help="timed runs of each")
+    runner.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    options = parser.parse_args(arguments)
+    if options.command == "list":
+        for workload in WORKLOADS.values():
+            print(f"{workload.name:<10} {workload.about}")
+        return 0
+    return run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

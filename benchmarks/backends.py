@@ -1,0 +1,84 @@
+"""What computes the workloads: ours, and what a user would pick instead."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.counting import Counts, counted
+from wukong_async import LocalCluster, WukongClient
+
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Something that computes collections, warmed up."""
+
+    name: str
+    entries: dict[str, Callable[[Any], Any]]
+    """How a user calls it: `get` is `x.compute(scheduler=…)`, `compute` is `client.compute(x)`."""
+    count: Callable[[Callable[[], Any]], Counts] | None = field(default=None)
+
+
+@contextlib.contextmanager
+def wukong() -> Iterator[Backend]:
+    """Two sandboxes of a local cluster."""
+    with LocalCluster(WORKERS) as cluster, WukongClient(cluster, set_as_default=False) as client:
+        yield Backend(
+            "wukong",
+            {"get": lambda x: x.compute(scheduler=client.get), "compute": client.compute},
+            lambda run: counted(cluster, client, run),
+        )
+
+
+@contextlib.contextmanager
+def distributed() -> Iterator[Backend]:
+    """Two single-threaded workers of dask.distributed."""
+    from distributed import Client
+    from distributed import LocalCluster as DistributedCluster
+
+    with (
+        warnings.catch_warnings(),
+        DistributedCluster(
+            n_workers=WORKERS,
+            threads_per_worker=1,
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        warnings.simplefilter("ignore")
+        yield Backend(
+            "distributed",
+            {
+                "get": lambda x: x.compute(scheduler=client.get),
+                "compute": lambda x: client.compute(x, sync=True),
+            },
+        )
+
+
+@contextlib.contextmanager
+def dask_sync() -> Iterator[Backend]:
+    """One core, no scheduler to speak of: the oracle."""
+    yield Backend("dask-sync", {"get": lambda x: x.compute(scheduler="synchronous")})
+
+
+@contextlib.contextmanager
+def dask_threads() -> Iterator[Backend]:
+    """Dask's own threads."""
+    yield Backend(
+        "dask-threads", {"get": lambda x: x.compute(scheduler="threads", num_workers=WORKERS)}
+    )
+
+
+BACKENDS = {
+    "wukong": wukong,
+    "distributed": distributed,
+    "dask-sync": dask_sync,
+    "dask-threads": dask_threads,
+}

@@ -1,0 +1,87 @@
+"""Counts that a run leaves in the store and at the endpoint: no noise, and not our bookkeeping.
+
+Commands are what clients have sent, read off the server's MONITOR stream, which marks what scripts
+have run; bytes are the server's own count of another run, since MONITOR is traffic itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from wukong_async import LocalCluster, WukongClient
+
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one job took."""
+
+    tasks: int
+    invocations: int
+    commits: int
+    store_commands: int
+    """Sent by the client and the executors."""
+    store_calls: int
+    """Those, and what the scripts among them have run."""
+    store_bytes_in: int
+    store_bytes_out: int
+    store_peak_bytes: int
+    billed_ms: int
+
+
+def counted(cluster: LocalCluster, client: WukongClient, run: Callable[[], Any]) -> Counts:
+    """Run a job twice, and count."""
+    before = cluster.stats()
+    run()
+    after = cluster.stats()
+    job = client.history[-1]
+    (url,) = cluster.settings["redis_endpoints"]  # type: ignore[misc]
+    with _monitor(url.removeprefix("unix://")) as stop:
+        run()
+        lines = stop()
+    scripted = sum(b" lua] " in line for line in lines)
+    return Counts(
+        tasks=job.tasks,
+        invocations=after.invocations - before.invocations,
+        commits=job.commits,
+        store_commands=len(lines) - scripted,
+        store_calls=len(lines),
+        store_bytes_in=after.store_bytes_in - before.store_bytes_in,
+        store_bytes_out=after.store_bytes_out - before.store_bytes_out,
+        store_peak_bytes=after.store_bytes_peak,
+        billed_ms=after.billed_ms - before.billed_ms,
+    )
+
+
+@contextlib.contextmanager
+def _monitor(path: str) -> Iterator[Callable[[], list[bytes]]]:
+    """Watch the server; the function yields what it did until it was called."""
+    with _connect(path) as watcher, _connect(path) as marker:
+        watcher.sendall(b"MONITOR\r\n")
+        stream = watcher.makefile("rb")
+        if stream.readline() != b"+OK\r\n":
+            raise RuntimeError("the server does not let itself be monitored")
+
+        def stop() -> list[bytes]:
+            mark = secrets.token_hex(8)
+            marker.sendall(f"ECHO {mark}\r\n".encode())
+            lines: list[bytes] = []
+            while mark.encode() not in (line := stream.readline()):
+                lines.append(line)
+            return lines
+
+        yield stop
+
+
+@contextlib.contextmanager
+def _connect(path: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT)
+        connection.connect(path)
+        yield connection

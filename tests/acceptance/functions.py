@@ -1,0 +1,98 @@
+"""Functions for the tests' graphs, importable by the sandboxes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SEEN: list[Any] = []
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def add(*xs: int) -> int:
+    return sum(xs)
+
+
+def identity(x: Any) -> Any:
+    return x
+
+
+def returns_none(*_: Any) -> None:
+    return None
+
+
+def fails(message: str = "on purpose") -> None:
+    raise ValueError(message)
+
+
+def touch_and_wait(touched: str, awaited: str, value: Any = None) -> Any:
+    """Say that this task runs, and wait to be allowed to go on."""
+    with Path(touched).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while not Path(awaited).exists():
+        time.sleep(0.005)
+    return value
+
+
+def remember(x: Any) -> list[Any]:
+    """What this function was ever called with in this process."""
+    SEEN.append(x)
+    return list(SEEN)
+
+
+def exit_process(code: int) -> None:
+    os._exit(code)
+
+
+def system_exit(code: int) -> None:
+    sys.exit(code)
+
+
+def allocate(mb: int) -> int:
+    hoard = bytearray(mb * 1024 * 1024)
+    hoard[::4096] = b"x" * len(hoard[::4096])
+    time.sleep(30)
+    return len(hoard)
+
+
+def make_generator() -> Any:
+    return (i for i in range(3))
+
+
+class PickyError(Exception):
+    """Does not survive a pickle, like many."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+
+
+def fails_pickily() -> None:
+    raise PickyError(404, "gone")
+
+
+class Unpicklable:
+    """Says what is wrong with it."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("this one stays at home")
+
+
+class OnlyThere:
+    """Pickles, but does not come back."""
+
+    def __reduce__(self) -> Any:
+        return (_not_here, ())
+
+
+def _not_here() -> None:
+    raise ImportError("cannot be made here")
+
+
+def make_only_there() -> OnlyThere:
+    return OnlyThere()

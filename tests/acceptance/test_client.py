@@ -1,0 +1,232 @@
+"""The client as its users meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+import dask.array as da
+import pytest
+import uvloop
+from dask import delayed
+
+from tests.acceptance.functions import add, identity, inc
+from wukong_async import LocalCluster, WukongClient
+from wukong_async.errors import ClientStateError, ConfigError, MissingKeyError
+
+
+@pytest.fixture
+def sync_client(cluster: LocalCluster) -> Iterator[WukongClient]:
+    with WukongClient(cluster) as entered:
+        yield entered
+
+
+# Synchronous use ----------------------------------------------------------------------------------
+
+
+def test_the_shim(sync_client: WukongClient) -> None:
+    assert delayed(inc)(1).compute(scheduler=sync_client.get) == 2
+    assert dask.compute(delayed(inc)(1), delayed(inc)(2), scheduler=sync_client.get) == (2, 3)
+    assert da.ones(10, chunks=3).sum().compute(scheduler=sync_client.get) == 10
+
+
+def test_the_client_is_the_default_scheduler_inside_the_block(cluster: LocalCluster) -> None:
+    with WukongClient(cluster) as client:
+        assert delayed(inc)(1).compute() == 2
+        assert len(client.history) == 1
+    assert dask.config.get("scheduler", None) is None
+    assert delayed(inc)(1).compute() == 2
+    assert len(client.history) == 1
+
+
+def test_it_need_not_be(cluster: LocalCluster) -> None:
+    with WukongClient(cluster, set_as_default=False) as client:
+        assert delayed(inc)(1).compute() == 2
+        assert not client.history
+
+
+def test_compute_blocks_where_nothing_can_be_awaited(sync_client: WukongClient) -> None:
+    assert sync_client.compute(delayed(inc)(1)) == 2
+    assert sync_client.compute({"a": (inc, 1)}, "a") == 2
+
+
+def test_without_a_with(cluster: LocalCluster) -> None:
+    client = WukongClient(cluster).start()
+    try:
+        assert delayed(inc)(1).compute() == 2
+    finally:
+        client.close()
+    client.close()
+    with pytest.raises(ClientStateError, match="closed"):
+        client.get({"a": (inc, 1)}, "a")
+
+
+def test_get_starts_a_client_that_nobody_has_started(cluster: LocalCluster) -> None:
+    client = WukongClient(cluster)
+    assert "not started" in repr(client)
+    assert client.get({"a": (inc, 1)}, "a") == 2
+    client.close()
+    assert "closed" in repr(client)
+
+
+def test_a_client_without_a_cluster_brings_its_own() -> None:
+    with WukongClient() as client:
+        assert client.compute(delayed(inc)(1)) == 2
+
+
+def test_threads_share_a_client(sync_client: WukongClient) -> None:
+    results: dict[int, int] = {}
+
+    def work(i: int) -> None:
+        results[i] = sync_client.get({"a": (inc, i)}, "a")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {i: i + 1 for i in range(8)}
+
+
+def test_a_task_may_compute_by_itself(sync_client: WukongClient) -> None:
+    def nested(x: int) -> int:
+        result: int = delayed(inc)(x).compute()
+        return result
+
+    assert sync_client.compute(delayed(nested)(1)) == 2
+
+
+# Asynchronous use ---------------------------------------------------------------------------------
+
+
+async def test_jobs_run_side_by_side(client: WukongClient) -> None:
+    found = await asyncio.gather(*(client.compute(delayed(inc)(i)) for i in range(10)))
+    assert found == list(range(1, 11))
+    assert len(client.history) == 10
+
+
+async def test_it_is_not_the_default_scheduler(client: WukongClient) -> None:
+    assert delayed(inc)(1).compute() == 2
+    assert not client.history
+
+
+async def test_get_on_the_client_s_loop_says_what_to_do(client: WukongClient) -> None:
+    with pytest.raises(ClientStateError, match=r"use `await client.compute\(x\)`"):
+        delayed(inc)(1).compute(scheduler=client.get)
+
+
+async def test_get_in_a_thread(client: WukongClient) -> None:
+    assert await asyncio.to_thread(client.get, {"a": (inc, 1)}, "a") == 2
+
+
+async def test_a_synchronous_client_in_a_running_loop_says_what_to_do(
+    cluster: LocalCluster,
+) -> None:
+    with pytest.raises(ClientStateError, match=r"use `async with WukongClient\(\)`"):
+        WukongClient(cluster).start()
+    with pytest.raises(ClientStateError, match="async with"):
+        WukongClient(cluster).get({"a": (inc, 1)}, "a")
+
+
+async def test_aclose(cluster: LocalCluster) -> None:
+    client = await WukongClient(cluster).__aenter__()
+    assert await client.compute(delayed(inc)(1)) == 2
+    await client.aclose()
+    with pytest.raises(ClientStateError, match="closed"):
+        await client.compute(delayed(inc)(1))
+
+
+async def test_a_client_is_entered_once(client: WukongClient, cluster: LocalCluster) -> None:
+    with pytest.raises(ClientStateError, match="in use already"):
+        await client.__aenter__()
+    other = WukongClient(cluster)
+    async with other:
+        pass
+    with pytest.raises(ClientStateError, match="closed"):
+        await other.__aenter__()
+
+
+async def test_a_client_that_was_not_entered(cluster: LocalCluster) -> None:
+    with pytest.raises(ClientStateError, match="not started"):
+        await WukongClient(cluster).compute(delayed(inc)(1))
+
+
+def test_on_uvloop(cluster: LocalCluster) -> None:
+    async def main() -> Any:
+        async with WukongClient(cluster) as client:
+            return await client.compute(delayed(inc)(1))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == 2
+
+
+def test_uvloop_wherever_the_loop_is_ours(cluster: LocalCluster) -> None:
+    with WukongClient(cluster) as client:
+        assert isinstance(client._loop, uvloop.Loop)
+    assert cluster._thread is not None
+    assert isinstance(cluster._thread.loop, uvloop.Loop)
+
+
+async def test_two_clients_run_the_same_graph_at_the_same_time(cluster: LocalCluster) -> None:
+    level = [delayed(inc)(i, dask_key_name=f"leaf-{i}") for i in range(64)]
+    total = delayed(add)(*level, dask_key_name="total")
+    async with WukongClient(cluster) as one, WukongClient(cluster) as two:
+        found = await asyncio.gather(
+            *(client.compute(total) for _ in range(10) for client in (one, two))
+        )
+    assert found == [sum(range(1, 65))] * 20
+
+
+async def test_the_same_graph_again_and_again(client: WukongClient) -> None:
+    x = delayed(add)(*(delayed(identity)(i) for i in range(10)))
+    assert [await client.compute(x) for _ in range(5)] == [45] * 5
+
+
+async def test_the_summary_counts(client: WukongClient, cluster: LocalCluster) -> None:
+    before = cluster.stats()
+    await client.compute(delayed(add)(*(delayed(inc)(i) for i in range(10))))
+    after = cluster.stats()
+    summary = client.history[-1]
+    assert summary.tasks == 11
+    assert summary.invocations == summary.begins == 2
+    assert after.invocations - before.invocations == 2
+    assert summary.commits == 3
+    assert 0 < summary.seconds < 60
+
+
+# Arguments ----------------------------------------------------------------------------------------
+
+
+async def test_arguments_that_make_no_sense(client: WukongClient) -> None:
+    with pytest.raises(TypeError, match="needs a collection or a graph"):
+        await client.compute()
+    with pytest.raises(TypeError, match="keys= goes with a graph"):
+        await client.compute(delayed(inc)(1), keys="a")
+    with pytest.raises(TypeError, match="one graph, and keys once"):
+        await client.compute({"a": 1}, "a", keys="a")
+    with pytest.raises(TypeError, match="does not understand the option 'retries'"):
+        client.get({"a": 1}, "a", retries=3)
+
+
+async def test_a_wrong_setting_is_an_error_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"wukong.leese is not a setting. Did you mean"):
+        WukongClient(leese=3)
+    with pytest.raises(ConfigError, match="redis_endpoints is not"):
+        WukongClient(endpoint_url="http://127.0.0.1:1")
+
+
+async def test_explicit_settings_instead_of_a_cluster(cluster: LocalCluster) -> None:
+    async with WukongClient(**cluster.settings) as client:
+        assert await client.compute(delayed(inc)(1)) == 2
+    with dask.config.set({f"wukong.{k}": v for k, v in cluster.settings.items()}):
+        async with WukongClient() as client:
+            assert await client.compute(delayed(inc)(1)) == 2
+
+
+async def test_a_client_goes_on_after_an_error(client: WukongClient) -> None:
+    with pytest.raises(MissingKeyError):
+        await client.compute({"a": (inc, 1)}, "b")
+    assert await client.compute({"a": (inc, 1)}, "a") == 2

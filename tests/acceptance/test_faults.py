@@ -1,0 +1,186 @@
+"""Executors that die, jobs that are cancelled, and what is left afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from dask import delayed
+
+from tests.acceptance.functions import add, allocate, fails, inc, touch_and_wait
+from tests.conftest import keys_of
+from wukong_async import LocalCluster, WukongClient
+from wukong_async.errors import ClientStateError, ExecutorLost
+
+QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5}
+"""Leases that make a dead executor noticed within a test's patience."""
+
+
+async def appears(path: Path, lines: int = 1) -> list[int]:
+    """Wait until tasks have written to `path`; what they wrote."""
+    async with asyncio.timeout(30):
+        while not path.exists() or path.read_text().count("\n") < lines:
+            await asyncio.sleep(0.01)
+    return [int(line) for line in path.read_text().split()]
+
+
+async def test_a_sandbox_killed_in_the_middle_of_a_job(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    before = [delayed(inc)(i) for i in range(40)]
+    middle = delayed(touch_and_wait)(str(touched), str(awaited), delayed(sum)(before))
+    after = [delayed(add)(middle, i) for i in range(40)]
+    async with WukongClient(cluster, **QUICK) as client:
+        computing = asyncio.ensure_future(client.compute(delayed(sum)(after)))
+        (pid,) = await appears(touched)
+        os.kill(pid, signal.SIGKILL)
+        awaited.touch()
+        assert await computing == sum(sum(range(1, 41)) + i for i in range(40))
+        assert client.history[-1].begins > 2
+
+
+async def test_both_sandboxes_killed_twice(cluster: LocalCluster, tmp_path: Path) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    leaves = [delayed(touch_and_wait)(str(touched), str(awaited), i) for i in range(2)]
+    async with WukongClient(cluster, **QUICK, max_attempts=5) as client:
+        computing = asyncio.ensure_future(client.compute(delayed(add)(*leaves)))
+        for round_ in (1, 2):
+            for pid in (await appears(touched, 2 * round_))[-2:]:
+                os.kill(pid, signal.SIGKILL)
+        awaited.touch()
+        assert await computing == 1
+
+
+async def test_an_executor_that_only_sleeps_is_fenced_when_it_wakes(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    async with WukongClient(cluster, **QUICK) as client:
+        leaf = delayed(touch_and_wait)(str(touched), str(awaited), 7)
+        computing = asyncio.ensure_future(client.compute(leaf))
+        (zombie,) = await appears(touched)
+        os.kill(zombie, signal.SIGSTOP)
+        second = (await appears(touched, 2))[1]
+        assert second != zombie
+        os.kill(zombie, signal.SIGCONT)
+        awaited.touch()
+        assert await computing == 7
+        assert client.history[-1].begins == 2
+
+
+async def test_a_time_limit_that_is_too_short() -> None:
+    async with LocalCluster(1, timeout=0.5) as cluster:
+        async with WukongClient(cluster, **QUICK, max_attempts=2) as client:
+            with pytest.raises(ExecutorLost, match="time limit"):
+                await client.compute({"a": (touch_and_wait, os.devnull, "/nowhere")}, "a")
+            assert cluster.stats().timeouts == 2
+            assert await client.compute(delayed(inc)(1)) == 2
+
+
+async def test_a_task_that_takes_too_much_memory() -> None:
+    async with LocalCluster(1, memory_size=300) as cluster:
+        async with WukongClient(cluster, **QUICK, max_attempts=1) as client:
+            with pytest.raises(ExecutorLost, match="'greedy'"):
+                await client.compute({"greedy": (allocate, 600)}, "greedy")
+            assert cluster.stats().out_of_memory == 1
+            assert await client.compute(delayed(inc)(1)) == 2
+
+
+async def test_a_failure_stops_the_other_executors(cluster: LocalCluster, tmp_path: Path) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+
+    def fails_once_the_other_runs(path: str) -> None:
+        touch_and_wait(os.devnull, path)
+        fails("early")
+
+    slow = delayed(touch_and_wait)(str(touched), str(awaited), 1)
+    later = [delayed(touch_and_wait)(str(tmp_path / "later"), str(awaited), slow)]
+    async with WukongClient(cluster) as client:
+        with pytest.raises(ValueError, match="early"):
+            await client.compute(
+                delayed(add)(*later, delayed(fails_once_the_other_runs)(str(touched)))
+            )
+        assert keys_of(cluster) == [], "nothing is left although somebody still runs"
+        awaited.touch()
+        assert await client.compute(delayed(inc)(1), delayed(inc)(2)) == (2, 3)
+
+
+async def test_cancelling_a_computation_cancels_its_job(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    async with WukongClient(cluster, **QUICK) as client:
+        leaf = delayed(touch_and_wait)(str(touched), str(awaited))
+        computing = asyncio.ensure_future(client.compute(delayed(inc)(leaf)))
+        await appears(touched)
+        computing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await computing
+        assert keys_of(cluster) == []
+        awaited.touch()
+        assert await client.compute(delayed(inc)(1)) == 2
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55])
+async def test_cancelling_at_any_moment_leaves_nothing(client: WukongClient, turns: int) -> None:
+    computing = asyncio.ensure_future(client.compute(delayed(inc)(1)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    computing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await computing
+    assert await client.compute(delayed(inc)(2)) == 3
+
+
+async def test_a_timeout_around_a_computation(cluster: LocalCluster, tmp_path: Path) -> None:
+    awaited = tmp_path / "awaited"
+    async with WukongClient(cluster) as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.compute(delayed(touch_and_wait)(os.devnull, str(awaited)))
+        assert keys_of(cluster) == []
+    awaited.touch()
+
+
+async def test_a_client_that_is_closed_ends_its_jobs(cluster: LocalCluster, tmp_path: Path) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    async with WukongClient(cluster) as client:
+        leaf = delayed(touch_and_wait)(str(touched), str(awaited))
+        computing = asyncio.ensure_future(client.compute(leaf))
+        await appears(touched)
+    with pytest.raises(ClientStateError, match="closed while it computed"):
+        await computing
+    assert keys_of(cluster) == []
+    awaited.touch()
+
+
+async def test_200_jobs_in_a_row_leave_nothing_and_grow_nothing() -> None:
+    async with LocalCluster(2) as cluster, WukongClient(cluster) as client:
+        assert cluster._valkey is not None
+        (server,) = psutil.Process(cluster._valkey.guard_pid).children()
+
+        def memory() -> list[int]:
+            """Of the client, the store and the sandboxes, in bytes."""
+            gc.collect()
+            pids = [os.getpid(), server.pid, *cluster.sandbox_pids()]
+            return [psutil.Process(pid).memory_info().rss for pid in pids]
+
+        processes = len(psutil.Process().children(recursive=True))
+        baseline: list[int] = []
+        for number in range(200):
+            level = [delayed(bytes)(20_000 + i) for i in range(20)]
+            assert await client.compute(delayed(len)(level)) == 20
+            if number == 60:
+                baseline = memory()
+        grown = [after - before for before, after in zip(baseline, memory(), strict=True)]
+        assert max(grown) < 4_000_000, grown
+        assert keys_of(cluster) == []
+        assert len(psutil.Process().children(recursive=True)) == processes
+        assert cluster.stats().sandboxes == 2
