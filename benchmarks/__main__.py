@@ -4,7 +4,8 @@
     python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5 --json FILE
 
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
-(A B A B …), so that a machine that changes its speed changes it for all; compare ratios, not seconds.
+(A B A B …), so that a machine that changes its speed changes it for all: compare ratios, not
+seconds.
 """
 
 from __future__ import annotations

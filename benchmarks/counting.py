@@ -41,7 +41,7 @@ def counted(cluster: LocalCluster, client: WukongClient, run: Callable[[], Any])
     run()
     after = cluster.stats()
     job = client.history[-1]
-    (url,) = cluster.settings["redis_endpoints"]  # type: ignore[misc]
+    (url,) = cluster.settings["redis_endpoints"]
     with _monitor(url.removeprefix("unix://")) as stop:
         run()
         lines = stop()

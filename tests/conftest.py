@@ -81,6 +81,6 @@ async def client(cluster: LocalCluster) -> AsyncIterator[WukongClient]:
 
 def keys_of(cluster: LocalCluster) -> list[str]:
     """All keys in a cluster's store."""
-    (url,) = cluster.settings["redis_endpoints"]  # type: ignore[misc]
+    (url,) = cluster.settings["redis_endpoints"]
     with redis.Redis.from_url(url) as connection:
-        return [key.decode() for key in connection.keys()]
+        return [key.decode() for key in connection.scan_iter()]

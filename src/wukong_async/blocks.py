@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from wukong_async import wire
+from wukong_async.collector import collector_paused
 from wukong_async.protocol import TaskSpec
 
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
@@ -98,18 +99,19 @@ def decode(frame: bytes, first: int) -> Block:
     """The tasks of a block whose first one has number `first`."""
     specs: list[TaskSpec] = []
     programs: dict[int, Program] = {}
-    entries: list[Entry] = wire.loads(frame)
-    for number, entry in enumerate(entries, first):
-        node, names, sources, constants, consumers, degrees, requested = entry
-        inputs = sources
-        literals: tuple[int, ...] = ()
-        if sources and min(sources) < 0:
-            inputs = tuple([s for s in sources if s >= 0])
-            literals = tuple({s: None for s in sources if s < 0})
-        if len(inputs) > 1:
-            inputs = tuple(dict.fromkeys(inputs))
-        specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
-        programs[number] = Program(node, names, sources, constants)
+    with collector_paused():
+        entries: list[Entry] = wire.loads(frame)
+        for number, entry in enumerate(entries, first):
+            node, names, sources, constants, consumers, degrees, requested = entry
+            inputs = sources
+            literals: tuple[int, ...] = ()
+            if sources and min(sources) < 0:
+                inputs = tuple([s for s in sources if s >= 0])
+                literals = tuple({s: None for s in sources if s < 0})
+            if len(inputs) > 1:
+                inputs = tuple(dict.fromkeys(inputs))
+            specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
+            programs[number] = Program(node, names, sources, constants)
     return Block(specs, programs)
 
 

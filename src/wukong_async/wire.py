@@ -28,7 +28,7 @@ import msgpack
 from wukong_async.errors import SerializationError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Segments: TypeAlias = list[Buffer]
+Segments: TypeAlias = Sequence[Buffer]
 
 IN_BAND = 0x01
 OUT_OF_BAND = 0x02
@@ -135,9 +135,9 @@ def _names_local_code(body: bytes) -> bool:
 
 def _frame(body: bytes, buffers: list[memoryview]) -> Segments:
     header = msgpack.packb([len(body), [(b.nbytes, not b.readonly) for b in buffers]])
-    segments: Segments = [_LENGTH.pack(OUT_OF_BAND, len(header)), header]
+    segments: list[Buffer] = [_LENGTH.pack(OUT_OF_BAND, len(header)), header]
     offset = _LENGTH.size + len(header)
-    parts: Segments = [body, *buffers]
+    parts: list[Buffer] = [body, *buffers]
     for part in parts:
         segments.append(bytes(_aligned(offset) - offset))
         segments.append(part)

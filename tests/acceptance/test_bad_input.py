@@ -63,7 +63,7 @@ async def test_a_key_that_is_not_in_the_graph(client: WukongClient) -> None:
 
 async def test_a_missing_dependency(client: WukongClient) -> None:
     dsk = {"a": Task("a", inc, TaskRef("z"))}
-    with pytest.raises(MissingDependencyError, match="Task 'a' depends on a key .*'z'"):
+    with pytest.raises(MissingDependencyError, match=r"Task 'a' depends on a key .*'z'"):
         await client.compute(dsk, "a")
 
 

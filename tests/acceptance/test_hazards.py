@@ -210,7 +210,7 @@ async def test_throttling_is_retried(
             refused += 1
             admit = self._function.admit
             try:
-                self._function.admit = lambda _: False  # type: ignore[method-assign]
+                self._function.admit = lambda request: False  # type: ignore[method-assign]
                 invoke(self, request)
             finally:
                 self._function.admit = admit  # type: ignore[method-assign]

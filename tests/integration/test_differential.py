@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -123,7 +124,7 @@ def server(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         if isinstance(script, Script) and SERVER_TIME in script.source:
             simulated = f"  return tonumber(call('GET', '{CLOCK}'))\n"
             source = script.source.replace(SERVER_TIME, simulated)
-            sha = __import__("hashlib").sha1(source.encode()).hexdigest()
+            sha = hashlib.sha1(source.encode()).hexdigest()
             monkeypatch.setattr(scripts, name, Script(script.name, source, sha))
     patched = tuple(s for s in vars(scripts).values() if isinstance(s, Script))
     monkeypatch.setattr(scripts, "ALL", patched)
@@ -136,6 +137,11 @@ def server(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         runner.run(connections.command(0, "FLUSHALL"))
         runner.run(connections.__aexit__(None, None, None))
     assert keys == [CLOCK.encode()]
+
+
+def _run_all(store: type[ModelStore]) -> None:
+    for seed in range(SEEDS):
+        World(seed, store_class=store).run()
 
 
 def test_lua_and_the_model_agree(server: Server) -> None:
@@ -158,7 +164,6 @@ def test_a_difference_is_noticed(server: Server) -> None:
 
     store = type("Store", (Wrong,), {"server": server})
     with pytest.raises(AssertionError, match="Lua says"):
-        for seed in range(SEEDS):
-            World(seed, store_class=store).run()
+        _run_all(store)
     server.ask(server.connections.command(0, "FLUSHALL"))
     server.ask(server.connections.command(0, "SET", CLOCK, 0))

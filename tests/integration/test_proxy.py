@@ -145,7 +145,7 @@ async def test_a_bad_frame_ends_its_connection_only(server: ProxyServer, frame: 
 
 
 async def test_what_lambda_refuses_is_reported(server: ProxyServer, cluster: LocalCluster) -> None:
-    with pytest.raises(InvocationError, match="1 events were refused: .*parse request body"):
+    with pytest.raises(InvocationError, match=r"1 events were refused: .*parse request body"):
         await peer(server).fire([NOBODY, b"{nonsense"])
 
 

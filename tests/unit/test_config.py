@@ -8,6 +8,7 @@ import sys
 import dask
 import pytest
 
+from tests.unit.test_package import ROOT
 from wukong_async.config import Settings, redact
 from wukong_async.errors import ConfigError
 
@@ -96,8 +97,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_every_setting_is_described_and_in_the_table() -> None:
-    with open("docs/configuration.md") as file:
-        table = file.read()
+    table = (ROOT / "docs" / "configuration.md").read_text()
     for spec in dataclasses.fields(Settings):
         assert spec.metadata["doc"]
         assert f"`{spec.name}`" in table, f"{spec.name} is missing in docs/configuration.md"

@@ -115,4 +115,4 @@ def test_a_sandbox_that_is_gone_gets_nothing() -> None:
 )
 def test_limits_of_the_event_invoke_config(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
-        EventInvokeConfig(**bad)
+        EventInvokeConfig(**bad)  # type: ignore[arg-type]

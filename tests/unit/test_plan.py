@@ -80,7 +80,8 @@ def test_a_chain_of_100_000_needs_no_recursion_and_no_copies() -> None:
 
 def test_a_sequential_reduction_of_3_999_tasks_has_no_copies() -> None:
     # 2,000 leaves, each added to the sum so far: the original stored 2.0 million nodes for it.
-    graph = {0: []} | {2 * i - 1: [] for i in range(1, 2000)}
+    graph: dict[int, list[int]] = {0: []}
+    graph |= {2 * i - 1: [] for i in range(1, 2000)}
     graph |= {2 * i: [2 * i - 1, 2 * i - 2] for i in range(1, 2000)}
     counted = Counted(graph)
     plan = make_plan(counted, [3998])

@@ -33,7 +33,7 @@ class Cluster(Protocol):
     """Something that runs executors: what it needs of a client are settings."""
 
     @property
-    def settings(self) -> Mapping[str, object]:
+    def settings(self) -> Mapping[str, Any]:
         """What to set, by name."""
         ...
 

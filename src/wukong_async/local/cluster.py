@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from wukong_async.config import Settings
 from wukong_async.errors import ClusterError, ConfigError
@@ -216,7 +216,7 @@ class LocalCluster:
     # What clients need ------------------------------------------------------------------------
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """The settings that make a client use this cluster.
 
         Raises
@@ -225,7 +225,7 @@ class LocalCluster:
             If it is not running.
         """
         loopback, valkey = self._running()
-        settings: dict[str, object] = {
+        settings: dict[str, Any] = {
             "function_name": self._function_name,
             "region": REGION,
             "endpoint_url": loopback.url,

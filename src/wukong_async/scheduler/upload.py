@@ -15,6 +15,7 @@ from dask.sizeof import sizeof
 
 from wukong_async import blocks, graph, plan, wire
 from wukong_async.blocks import Entry, PlanFacts
+from wukong_async.collector import collector_paused
 from wukong_async.config import Settings
 from wukong_async.errors import SerializationError
 from wukong_async.graph import TaskGraph
@@ -46,9 +47,10 @@ class Upload:
         ------
         wukong_async.errors.GraphError
         """
-        task_graph = graph.ingest(source, keys)
-        outputs = [key for key in task_graph.outputs.values() if key not in task_graph.literals]
-        return cls(task_graph, plan.make_plan(task_graph.dependencies(), outputs), settings)
+        with collector_paused():
+            task_graph = graph.ingest(source, keys)
+            outputs = [k for k in task_graph.outputs.values() if k not in task_graph.literals]
+            return cls(task_graph, plan.make_plan(task_graph.dependencies(), outputs), settings)
 
     @property
     def facts(self) -> PlanFacts:

@@ -340,7 +340,7 @@ def block_name(index: int) -> str:
 
 def _split(segments: wire.Segments, size: int) -> Iterator[wire.Segments]:
     """The same bytes, cut into pieces of `size` without copying them."""
-    piece: wire.Segments = []
+    piece: list[wire.Buffer] = []
     room = size
     for segment in segments:
         view = memoryview(segment)
