@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -34,7 +36,7 @@ def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(0)
             cleaned_up.set()
 
-    def interrupt(coroutine):  # type: ignore[no-untyped-def]
+    def interrupt(coroutine: Coroutine[Any, Any, Any]) -> Any:
         future = submit(coroutine)
         if not interrupted:
             interrupted.append(future)
@@ -42,7 +44,7 @@ def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) ->
             def result() -> None:
                 raise KeyboardInterrupt
 
-            future.result = result  # type: ignore[method-assign]
+            future.result = result  # type: ignore[assignment]
         return future
 
     monkeypatch.setattr(thread, "submit", interrupt)
