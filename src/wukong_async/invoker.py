@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -79,12 +78,7 @@ class Invoker:
         self._client = await self._stack.enter_async_context(make)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
     async def check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from dask import delayed
 from tests.acceptance.functions import add, fails, identity, inc, remember, returns_none
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.errors import FunctionNotFound
-from wukong_async.local.endpoint import Loopback
 from wukong_async.local.function import Function, Request
+from wukong_async.local.pool import Pool
 from wukong_async.scheduler.announcements import Announcements
 
 # Graphs on which it hangs for ever ----------------------------------------------------------------
@@ -201,23 +202,18 @@ async def test_an_event_is_not_unpickled(cluster: LocalCluster) -> None:
 async def test_throttling_is_retried(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    invoke = Loopback._admit
+    submit = Pool.submit
     refused = 0
 
-    def throttled(self: Loopback, request: Request) -> None:
+    def throttled(self: Pool, request: Request) -> Any:
         nonlocal refused
-        if refused < 3:
-            refused += 1
-            admit = self._function.admit
-            try:
-                self._function.admit = lambda request: False  # type: ignore[method-assign]
-                invoke(self, request)
-            finally:
-                self._function.admit = admit  # type: ignore[method-assign]
-        invoke(self, request)
+        if refused == 3:
+            return submit(self, request)
+        refused += 1
+        return None
 
     async with WukongClient(cluster) as client:
-        monkeypatch.setattr(Loopback, "_admit", throttled)
+        monkeypatch.setattr(Pool, "submit", throttled)
         assert await client.compute(delayed(inc)(1)) == 2
     assert refused == 3
 
@@ -226,10 +222,11 @@ async def test_an_invocation_that_is_refused_fails_its_job_only(cluster: LocalCl
     async with WukongClient(cluster) as client:
         loopback = cluster._loopback
         assert loopback is not None
-        name, loopback.function_name = loopback.function_name, "renamed"
+        known = loopback._configuration
+        loopback._configuration = dataclasses.replace(known, function_name="renamed")
         try:
             with pytest.raises(FunctionNotFound):
                 await client.compute(delayed(inc)(1))
         finally:
-            loopback.function_name = name
+            loopback._configuration = known
         assert await client.compute(delayed(inc)(1)) == 2

@@ -24,6 +24,7 @@ from tests.integration.test_lifecycle import is_alive
 from wukong_async.errors import ClusterError
 from wukong_async.local.endpoint import Loopback
 from wukong_async.local.function import EventInvokeConfig
+from wukong_async.local.pool import FunctionConfiguration
 from wukong_async.local.valkey import Valkey
 
 HANDLER = "tests.integration.handlers.handler"
@@ -40,11 +41,11 @@ async def loopback(valkey: Valkey, **changes: Any) -> AsyncIterator[Loopback]:
         "concurrency": 1,
         "timeout": 60.0,
         "memory_size": 512,
-        "config": EventInvokeConfig(),
-        "valkey": valkey,
+        "event_invoke_config": EventInvokeConfig(),
     }
-    async with Loopback(**{**usual, **changes}) as running:
-        await running.ready()
+    configuration = FunctionConfiguration(**{**usual, **changes})
+    async with Loopback(configuration, valkey) as running:
+        await running.pool.ready()
         yield running
 
 
@@ -128,7 +129,7 @@ async def test_an_asynchronous_event(caller: Caller, tmp_path: Path) -> None:
 async def test_a_dry_run_runs_nothing(caller: Caller, running: Loopback) -> None:
     answer = await caller.call({}, InvocationType="DryRun")
     assert answer["StatusCode"] == 204
-    assert running.counters.deliveries == 0
+    assert running.pool.counters.deliveries == 0
 
 
 async def test_sandboxes_stay_warm(caller: Caller) -> None:
@@ -181,7 +182,7 @@ async def test_logs_are_kept_apart_by_request(caller: Caller, running: Loopback)
         await caller.call({"do": "print", "text": f"text {i}"}, LogType="Tail") for i in range(3)
     ]
     for i, answer in enumerate(answers):
-        log = running.log(answer["ResponseMetadata"]["RequestId"])
+        log = running.pool.log(answer["ResponseMetadata"]["RequestId"])
         assert f"text {i}" in log
         assert log.count("text") == 1
 
@@ -198,7 +199,7 @@ async def test_a_handler_that_raises(caller: Caller, running: Loopback) -> None:
     assert body["errorMessage"] == "asked to"
     assert body["stackTrace"]
     assert b"[ERROR] ValueError: asked to" in base64.b64decode(answer["LogResult"])
-    assert running.counters.errors == 1
+    assert running.pool.counters.errors == 1
     assert await caller.value({"do": "count"}), "the sandbox goes on"
 
 
@@ -209,7 +210,7 @@ async def test_a_sandbox_that_exits_is_replaced(caller: Caller, running: Loopbac
     assert body["errorType"] == "Runtime.ExitError"
     assert "Runtime exited with error: exit status 3" in body["errorMessage"]
     assert (await caller.value({"do": "count"}))["calls"] == 1
-    assert running.counters.sandboxes == 2
+    assert running.pool.counters.sandboxes == 2
 
 
 async def test_a_timeout_kills_and_replaces(valkey: Valkey) -> None:
@@ -218,7 +219,7 @@ async def test_a_timeout_kills_and_replaces(valkey: Valkey) -> None:
         answer = await caller.call({"do": "sleep", "seconds": 60})
         body = json.loads(answer["Payload"])
         assert "Task timed out after 0.30 seconds" in body["errorMessage"]
-        assert running.counters.timeouts == 1
+        assert running.pool.counters.timeouts == 1
         assert (await caller.value({"do": "count"}))["pid"] != pid
         assert not psutil.pid_exists(pid)
 
@@ -229,7 +230,7 @@ async def test_the_memory_limit_kills_and_replaces(valkey: Valkey) -> None:
         body = json.loads(answer["Payload"])
         assert body["errorType"] == "Runtime.ExitError"
         assert "signal: killed" in body["errorMessage"]
-        assert running.counters.out_of_memory == 1
+        assert running.pool.counters.out_of_memory == 1
         assert (await caller.value({"do": "count"}))["calls"] == 1
 
 
@@ -262,7 +263,7 @@ async def test_an_init_error_is_what_the_caller_hears(valkey: Valkey, tmp_path: 
         assert answer["FunctionError"] == "Unhandled"
         assert json.loads(answer["Payload"])["errorType"] == "Runtime.ExitError"
         flag.unlink()
-        await until(lambda: all(s.invoked for s in running._sandboxes.values()))
+        await until(lambda: all(s.invoked for s in running.pool.sandboxes.values()))
         assert await caller.value([1]) == [1]
 
 
@@ -308,16 +309,16 @@ async def test_too_many_synchronous_requests(
     caller: Caller, running: Loopback, tmp_path: Path
 ) -> None:
     busy = asyncio.create_task(caller.call({"do": "wait for", "path": str(tmp_path / "x")}))
-    await until(lambda: running.counters.deliveries == 1)
+    await until(lambda: running.pool.counters.deliveries == 1)
     answer = await refused(caller.call({}))
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 429
     assert answer["Error"]["Code"] == "TooManyRequestsException"
     assert answer["Reason"] == "ReservedFunctionConcurrentInvocationLimitExceeded"
-    assert running.counters.throttles == 1
+    assert running.pool.counters.throttles == 1
     await caller.send({})  # An event waits instead.
     (tmp_path / "x").touch()
     assert json.loads((await busy)["Payload"]) == "seen"
-    await until(lambda: running.counters.deliveries == 2)
+    await until(lambda: running.pool.counters.deliveries == 2)
 
 
 async def test_what_is_no_json(caller: Caller) -> None:
@@ -351,20 +352,20 @@ async def test_raw_http(running: Loopback) -> None:
 
 async def test_failed_events_are_retried(valkey: Valkey, tmp_path: Path) -> None:
     config = EventInvokeConfig(maximum_retry_attempts=2, retry_delays=(0.01, 0.02))
-    async with loopback(valkey, config=config) as running, sdk(running.url) as caller:
+    async with loopback(valkey, event_invoke_config=config) as running, sdk(running.url) as caller:
         await caller.send({"do": "touch and raise", "path": str(tmp_path / "x")})
-        await until(lambda: running.counters.discarded == 1)
+        await until(lambda: running.pool.counters.discarded == 1)
         assert (tmp_path / "x").read_text() == "xxx"
-        assert running.counters.deliveries == 3
-        assert running.counters.invocations == 1
+        assert running.pool.counters.deliveries == 3
+        assert running.pool.counters.invocations == 1
 
 
 async def test_old_events_are_discarded(valkey: Valkey, tmp_path: Path) -> None:
     config = EventInvokeConfig(maximum_event_age=0.2)
-    async with loopback(valkey, config=config) as running, sdk(running.url) as caller:
+    async with loopback(valkey, event_invoke_config=config) as running, sdk(running.url) as caller:
         await caller.send({"do": "sleep", "seconds": 0.5})
         await caller.send({"do": "touch", "path": str(tmp_path / "x")})
-        await until(lambda: running.counters.discarded == 1)
+        await until(lambda: running.pool.counters.discarded == 1)
         assert await caller.value([1]) == [1]
         assert not (tmp_path / "x").exists()
 
@@ -374,18 +375,18 @@ async def test_events_run_one_at_a_time_in_each_sandbox(valkey: Valkey, tmp_path
         blocker = tmp_path / "go"
         for _ in range(5):
             await caller.send({"do": "wait for", "path": str(blocker)})
-        await until(lambda: running.counters.deliveries == 2)
-        assert len(running._function.queue) == 3
+        await until(lambda: running.pool.counters.deliveries == 2)
+        assert len(running.pool.function.queue) == 3
         blocker.touch()
-        await until(lambda: running.counters.deliveries == 5)
+        await until(lambda: running.pool.counters.deliveries == 5)
         assert "running=" in repr(running)
 
 
 async def test_a_client_that_hangs_up_disturbs_nobody(running: Loopback, caller: Caller) -> None:
     call = asyncio.create_task(caller.call({"do": "sleep", "seconds": 0.2}))
-    await until(lambda: running.counters.deliveries == 1)
+    await until(lambda: running.pool.counters.deliveries == 1)
     call.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await call
-    await until(lambda: not running._deliveries)
+    await until(lambda: not running.pool.deliveries)
     assert await caller.value([2]) == [2]

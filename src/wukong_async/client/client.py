@@ -11,7 +11,6 @@ import atexit
 import contextlib
 from collections import deque
 from collections.abc import Coroutine, Mapping
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import dask.config
@@ -119,23 +118,13 @@ class WukongClient:
         self._become_default()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._aclose()
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> Self:

@@ -9,13 +9,13 @@ import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from wukong_async.config import Settings
 from wukong_async.errors import ClusterError, ConfigError
-from wukong_async.local.endpoint import HOST, Counters, Loopback
+from wukong_async.local.endpoint import HOST, Loopback
 from wukong_async.local.function import EventInvokeConfig
+from wukong_async.local.pool import Counters, FunctionConfiguration
 from wukong_async.local.valkey import Valkey
 from wukong_async.loops import LoopThread
 from wukong_async.proxy import ProxyServer
@@ -150,28 +150,18 @@ class LocalCluster:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.start)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
     async def _start(self) -> None:
         self._valkey = valkey = Valkey()
-        self._loopback = Loopback(
+        configuration = FunctionConfiguration(
             function_name=self._function_name,
             region=REGION,
             handler=HANDLER,
@@ -179,18 +169,17 @@ class LocalCluster:
             concurrency=self.n_workers,
             timeout=self._timeout,
             memory_size=self._memory_size,
-            config=self._config,
-            valkey=valkey,
+            event_invoke_config=self._config,
         )
-        await self._loopback.__aenter__()
+        self._loopback = await Loopback(configuration, valkey).__aenter__()
         await valkey.started()
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                await self._loopback.ready()
+                await self._loopback.pool.ready()
         except TimeoutError:
             raise ClusterError(
                 f"The sandboxes did not initialise within {START_TIMEOUT:.0f} s:\n"
-                f"{self._loopback.log()}"
+                f"{self._loopback.pool.log()}"
             ) from None
 
         await self._start_proxy()
@@ -248,7 +237,7 @@ class LocalCluster:
         loopback, valkey = self._running()
         info = valkey.info()
         return ClusterStats(
-            **{name: getattr(loopback.counters, name) for name in Counters.__slots__},
+            **{name: getattr(loopback.pool.counters, name) for name in Counters.__slots__},
             store_calls=info["total_commands_processed"],
             store_bytes_in=info["total_net_input_bytes"],
             store_bytes_out=info["total_net_output_bytes"],
@@ -258,11 +247,12 @@ class LocalCluster:
 
     def log(self, request_id: str | None = None) -> str:
         """What a request has written, as CloudWatch would show it; of all requests by default."""
-        return self._running()[0].log(request_id)
+        return self._running()[0].pool.log(request_id)
 
     def sandbox_pids(self) -> list[int]:
         """The sandboxes' processes."""
-        return self._running()[0].sandbox_pids()
+        sandboxes = self._running()[0].pool.sandboxes
+        return [sandboxes[number].pid for number in sorted(sandboxes)]
 
     # ------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from types import TracebackType
 from typing import Any, Self
 
 from wukong_async.config import Settings
@@ -67,19 +66,14 @@ class ProxyServer:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Drain: finish what was received, accept nothing more."""
         assert self._server is not None
         self._server.close()
         self._draining.set()
         if self._open:
             await asyncio.wait(self._open)
-        await self._invoker.__aexit__(kind, error, traceback)
+        await self._invoker.__aexit__(None, None, None)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         me = asyncio.current_task()

@@ -13,7 +13,6 @@ import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from redis.exceptions import RedisError
@@ -47,12 +46,7 @@ class Announcements:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._listener is not None
         self._listener.cancel()
         await asyncio.wait([self._listener])

@@ -13,7 +13,6 @@ import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from redis.asyncio import Redis
@@ -85,12 +84,7 @@ class Connections:
         self._clients = [self._client(url) for url in self.endpoints]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         clients, self._clients = self._clients, []
         for client in clients:
             await client.aclose()
