@@ -116,7 +116,8 @@ def rebuild(blob: bytes, keys: Sequence[Hashable]) -> Exception:
             return ExecutorLost(
                 f"Executor {_decoded(executor)} vanished {attempts} times (wukong.max_attempts)"
                 f" while it worked on {_names(wire.unpack(frontier), keys)} and what follows."
-                " Out of memory, or past the function's time limit? The function's log tells."
+                " Out of memory, or past the function's time limit? The function's log tells. A"
+                " task that holds Python's GIL for longer than wukong.lease looks the same."
             )
         case [b"unstarted", executor, _, frontier]:
             return ExecutorLost(

@@ -77,6 +77,18 @@ def test_a_client_without_a_cluster_brings_its_own() -> None:
         assert client.compute(delayed(inc)(1)) == 2
 
 
+def test_a_cluster_that_the_client_has_started_is_closed_with_it() -> None:
+    cluster = LocalCluster(1)
+    with WukongClient(cluster) as client:
+        assert cluster.running
+        assert client.compute(delayed(inc)(1)) == 2
+    assert not cluster.running
+    with cluster:
+        with WukongClient(cluster) as client:
+            assert client.compute(delayed(inc)(1)) == 2
+        assert cluster.running
+
+
 def test_threads_share_a_client(sync_client: WukongClient) -> None:
     results: dict[int, int] = {}
 

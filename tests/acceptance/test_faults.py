@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from dask import delayed
 
 from tests.acceptance.functions import add, allocate, fails, inc, touch_and_wait
 from tests.conftest import keys_of
+from tests.unit.test_package import ROOT
 from wukong_async import LocalCluster, WukongClient
+from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError, ExecutorLost
 
 QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5}
@@ -126,6 +130,34 @@ async def test_cancelling_a_computation_cancels_its_job(
         assert keys_of(cluster) == []
         awaited.touch()
         assert await client.compute(delayed(inc)(1)) == 2
+
+
+INTERRUPTED = """
+from tests.acceptance.functions import touch_and_wait
+from dask import delayed
+from wukong_async import WukongClient
+
+with WukongClient() as client:
+    delayed(touch_and_wait)({touched!r}, {awaited!r}).compute()
+"""
+
+
+def test_an_interrupt_cancels_the_job(cluster: LocalCluster, tmp_path: Path) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    program = tmp_path / "program.py"
+    program.write_text(INTERRUPTED.format(touched=str(touched), awaited=str(awaited)))
+    settings = Settings.load(cluster.settings)
+    environment = {**os.environ, **settings.environment(), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, str(program)], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        asyncio.run(appears(touched))
+        assert keys_of(cluster)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert keys_of(cluster) == []
+    awaited.touch()
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55])

@@ -196,6 +196,12 @@ async def test_a_wide_fan_in(client: WukongClient) -> None:
     assert client.history[-1].commits == 3
 
 
+async def test_a_wide_round_of_small_outputs(client: WukongClient) -> None:
+    # 48 MB in values that would each fit into a commit.
+    leaves = [delayed(bytes)(16_000) for _ in range(3000)]
+    assert await client.compute(delayed(add_lengths)(*leaves)) == 48_000_000
+
+
 async def test_functions_of_all_kinds(client: WukongClient) -> None:
     offset = 10
 

@@ -53,9 +53,9 @@ class WukongClient:
     Parameters
     ----------
     cluster
-        What runs the executors, such as a `LocalCluster`, which is started if it is not running.
-        Default: if the settings name no store, a `LocalCluster` that lives as long as the client;
-        else what the settings name.
+        What runs the executors, such as a `LocalCluster`. One that is not running is started, and
+        closed with the client. Default: what the settings name; if they name no store, a
+        `LocalCluster`.
     set_as_default
         Make this client Dask's default scheduler while it is entered. Default: in synchronous use
         only. Where a loop runs, whatever Dask computes by itself (`set_index` looks for its
@@ -80,14 +80,14 @@ class WukongClient:
     ) -> None:
         self._overrides = settings
         configured = Settings.load(settings)
-        self._own_cluster: LocalCluster | None = None
+        self._own_cluster: LocalCluster | None = None  # Started by us, so ours to close.
         if cluster is None and not configured.redis_endpoints:
             if configured.endpoint_url is not None:
                 raise ConfigError(
                     "wukong.endpoint_url is set but wukong.redis_endpoints is not: name the store"
                     " as well, or neither, to start a LocalCluster."
                 )
-            cluster = self._own_cluster = LocalCluster()
+            cluster = LocalCluster()
         self._cluster = cluster
         self._set_as_default = set_as_default
         self._scheduler: Scheduler | None = None
@@ -107,8 +107,8 @@ class WukongClient:
 
     async def __aenter__(self) -> Self:
         self._claim()
-        if isinstance(self._cluster, LocalCluster):
-            await self._cluster.__aenter__()
+        if isinstance(self._cluster, LocalCluster) and not self._cluster.running:
+            self._own_cluster = await self._cluster.__aenter__()
         try:
             self._scheduler = await self._make_scheduler().__aenter__()
         except BaseException:
@@ -131,8 +131,8 @@ class WukongClient:
         """Start for synchronous use, as entering a `with` block does."""
         self._forbid_loop("with WukongClient()", "async with WukongClient()")
         self._claim()
-        if isinstance(self._cluster, LocalCluster):
-            self._cluster.start()
+        if isinstance(self._cluster, LocalCluster) and not self._cluster.running:
+            self._own_cluster = self._cluster.start()
         thread = self._thread = LoopThread("wukong-client")
         self._loop = thread.loop
         atexit.register(self.close)
@@ -171,8 +171,9 @@ class WukongClient:
             await self._close_own_cluster()
 
     async def _close_own_cluster(self) -> None:
-        if self._own_cluster is not None:
-            await self._own_cluster.__aexit__(None, None, None)
+        cluster, self._own_cluster = self._own_cluster, None
+        if cluster is not None:
+            await cluster.__aexit__(None, None, None)
 
     def _claim(self) -> None:
         if self._closed:

@@ -46,6 +46,11 @@ from wukong_async.store.job import BATCH_BYTES, block_name, commit_body, payload
 
 T = TypeVar("T")
 
+BLOCK_BYTES = 256 * 1024
+"""What a block of the plan is reckoned with: the default of `block_size`."""
+COMMIT_BYTES = 16 * 1024 * 1024
+"""Inline values of one commit; the others go to the data shards, or a wide round of small outputs
+would be one script argument of gigabytes."""
 LARGE = 1_000_000
 """Values of more bytes than this are unpickled off the loop, so that renewals go out."""
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
@@ -198,7 +203,9 @@ class Incarnation:
         starts = self._facts.starts
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if self._cache.block(index) is None]
-        frames = await self._store.get([block_name(i) for i in missing], [0] * len(missing))
+        frames = await self._store.get(
+            [block_name(i) for i in missing], [BLOCK_BYTES] * len(missing)
+        )
         for index, frame in zip(missing, frames, strict=True):
             if frame is None:
                 self._fail(failure.input_lost([]))
@@ -269,15 +276,17 @@ class Incarnation:
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
+        room = COMMIT_BYTES
         while rest and not self._stop.is_set():
             made = await self._in_worker(
-                partial(_encode, rest, self._values, self._facts, self._stop)
+                partial(_encode, rest, self._values, self._facts, room, self._stop)
             )
             if isinstance(made, Failed):
                 self._fail(self._task_failed(made))
                 return
             payloads, objects = made
             self._payloads.update(payloads)
+            room = max(0, room - sum(len(p.inline) for p in payloads.values()))
             rest = [task for task in rest if task not in payloads]
             if objects and await self._store.put(objects, self._facts.ttl) is not Status.OK:
                 self._stopped(Status.CLOSED)
@@ -331,9 +340,13 @@ def _run_steps(
 
 
 def _encode(
-    tasks: Sequence[int], values: dict[int, Any], facts: PlanFacts, stop: threading.Event
+    tasks: Sequence[int],
+    values: dict[int, Any],
+    facts: PlanFacts,
+    room: int,
+    stop: threading.Event,
 ) -> tuple[dict[int, Payload], list[tuple[str, wire.Segments]]] | Failed:
-    """Serialise outputs until there is a batch to write."""
+    """Serialise outputs until there is a batch to write; `room` bytes of them may go inline."""
     payloads: dict[int, Payload] = {}
     objects: list[tuple[str, wire.Segments]] = []
     waiting = 0
@@ -349,8 +362,12 @@ def _encode(
             explained.__cause__ = error.__cause__ if isinstance(error, WukongError) else error
             return Failed(task, explained)
         payloads[task], parts = payload(
-            task, segments, inline_limit=facts.inline_limit, part_size=facts.part_size
+            task,
+            segments,
+            inline_limit=min(facts.inline_limit, room),
+            part_size=facts.part_size,
         )
+        room = max(0, room - len(payloads[task].inline))
         # In one piece here, in the worker thread, and not on the loop where it is written.
         objects += [(name, [wire.join(part)]) for name, part in parts]
         waiting += payloads[task].size

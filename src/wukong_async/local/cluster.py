@@ -120,9 +120,14 @@ class LocalCluster:
 
     # Life -------------------------------------------------------------------------------------
 
+    @property
+    def running(self) -> bool:
+        """Whether it is started and not closed."""
+        return self._thread is not None
+
     def start(self) -> Self:
         """Start and wait until every sandbox is warm. Does nothing if it runs already."""
-        if self._thread is not None:
+        if self.running:
             return self
         self._thread = LoopThread("wukong-local-cluster")
         atexit.register(self.close)

@@ -21,8 +21,8 @@ from wukong_async.store import Connections
 
 log = logging.getLogger("wukong.scheduler")
 
-LONGEST_PAUSE = 1.0
-"""Seconds between two attempts to connect again, at most."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
+"""Seconds between two attempts to connect again; doubled each time, with full jitter."""
 
 
 class Announcements:
@@ -34,6 +34,7 @@ class Announcements:
         self._waiting: dict[str, asyncio.Event] = {}
         self._unheard = set(range(len(connections)))
         self._ready = asyncio.Event()
+        self._pause = FIRST_PAUSE
         self._listener: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,7 +62,6 @@ class Announcements:
             del self._waiting[job_id]
 
     async def _listen(self) -> None:
-        pause = 0.01
         while True:
             # A job's announcements come from its metadata shard, so each shard is listened to.
             try:
@@ -70,8 +70,8 @@ class Announcements:
                         group.create_task(self._listen_to(shard))
             except* (RedisError, OSError) as many:
                 log.debug("announcements interrupted: %s", many.exceptions[0])
-            await asyncio.sleep(random.uniform(0, pause))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(random.uniform(0, self._pause))
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     async def _listen_to(self, shard: int) -> None:
         async with self._connections.client(shard).pubsub() as subscription:
@@ -83,6 +83,7 @@ class Announcements:
                     self._wake(message["data"].decode())
 
     def _subscribed(self, shard: int) -> None:
+        self._pause = FIRST_PAUSE
         self._unheard.discard(shard)
         if not self._unheard:
             self._ready.set()

@@ -236,9 +236,11 @@ class _Job:
     async def _wait(self, changed: asyncio.Event) -> Outcome:
         """Until the job is over. Announcements make it fast, the ticks make it certain."""
         tick = min(self._settings.lease, self._settings.grace) / 2
+        loop = asyncio.get_running_loop()
+        due = loop.time() + tick
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(tick):
+                async with asyncio.timeout_at(due):
                     await changed.wait()
             if changed.is_set():
                 changed.clear()
@@ -247,7 +249,9 @@ class _Job:
                     raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
                 if outcome.state is not JobState.RUNNING:
                     return outcome
-            else:
+            # However often it is woken: a connection that flaps must not put off the watcher.
+            if loop.time() >= due:
+                due = loop.time() + tick
                 await self._look(changed)
 
     async def _look(self, changed: asyncio.Event) -> None:

@@ -32,7 +32,9 @@ from wukong_async.store.connections import Connections
 POINTER = b"\x00"
 BATCH_BYTES = 64 * 1024 * 1024
 """Most bytes that one request writes or asks for: bounds the buffers on both sides."""
-BATCH_OBJECTS = 1000
+BATCH_OBJECTS = 5000
+SMALL_VALUE = 16 * 1024
+"""Bytes that an inline value is reckoned with: the default of `inline_limit`."""
 METADATA = ("job", "live", "rec", "cnt", "refs", "val", "res", "open")
 
 
@@ -184,7 +186,7 @@ class JobStore:
         return Status.CLOSED if Status.CLOSED in statuses else Status.OK
 
     async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
-        """Read objects whose sizes in bytes are known (or 0 for small ones), in this order."""
+        """Read objects whose sizes in bytes are known, at least roughly, in this order."""
         placed: dict[int, list[tuple[int, str, int]]] = {}
         for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
             key = self._key(name)
@@ -221,8 +223,11 @@ class JobStore:
 
     async def read(self, tasks: Sequence[int]) -> dict[int, bytes | None]:
         """The outputs of tasks, as frames; None for what the store does not have (any more)."""
-        stored = await self._connections.command(self._shard, "HMGET", self._key("val"), *tasks)
-        return await self.resolve(dict(zip(tasks, stored, strict=True)))
+        stored: dict[int, bytes | None] = {}
+        for some in _batches(tasks, lambda _: SMALL_VALUE):
+            values = await self._connections.command(self._shard, "HMGET", self._key("val"), *some)
+            stored.update(zip(some, values, strict=True))
+        return await self.resolve(stored)
 
     async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
         """Follow the pointers among stored values."""
