@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import psutil
 import pytest
@@ -69,6 +70,8 @@ def shared_cluster() -> Iterator[LocalCluster]:
 def cluster(shared_cluster: LocalCluster) -> Iterator[LocalCluster]:
     """The shared cluster; fails a test that leaves a key in its store."""
     yield shared_cluster
+    # A sandbox that was killed is replaced, and connects: the next test's footprint begins after.
+    eventually(lambda: shared_cluster.stats().idle == shared_cluster.n_workers)
     assert keys_of(shared_cluster) == []
 
 
@@ -77,6 +80,14 @@ async def client(cluster: LocalCluster) -> AsyncIterator[WukongClient]:
     """An asynchronous client of the shared cluster."""
     async with WukongClient(cluster) as entered:
         yield entered
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens in another process."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never happens"
+        time.sleep(0.01)
 
 
 def keys_of(cluster: LocalCluster) -> list[str]:

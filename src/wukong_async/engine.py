@@ -124,9 +124,9 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete (object, parts) from the data shards. No answer; if it gets lost, finish does it."""
+    """Delete (object, place) from the data shards. No answer; if it gets lost, finish does it."""
 
-    objects: tuple[tuple[int, int], ...]
+    objects: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,8 @@ class Reply:
     status: Status
     claims: tuple[int, ...] = ()
     """Fan-ins that this commit completed: the new frontier."""
-    deletes: tuple[tuple[int, int], ...] = ()
-    """(object, parts) that have had their last reader and live outside the metadata."""
+    deletes: tuple[tuple[int, str], ...] = ()
+    """(object, place) that have had their last reader and live outside the metadata."""
     gone: bool = False
     """The frontier is empty and the record deleted: the executor exits."""
 
@@ -121,12 +121,13 @@ class Watch:
 class Payload:
     """A serialised value on its way into a commit.
 
-    Either `inline` bytes, or a value of `size` bytes in `parts` parts on the data shards.
+    Either the value itself, or a pointer to its parts on the data shards.
     """
 
     inline: bytes
-    parts: int = 0
-    size: int = 0
+    """The value, or the pointer."""
+    place: str = ""
+    """For a pointer, what it takes to delete the parts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from wukong_async import wire
 from wukong_async.errors import ConfigError, StoreError, StoreUnreachable
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Commit, JobState, Payload, Status
-from wukong_async.store import Connections, JobStore, NewJob
-from wukong_async.store.job import commit_body
+from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body
 
 
 def tiny_job() -> NewJob:
@@ -139,7 +138,7 @@ async def test_objects_spread_over_all_servers(valkey: Valkey) -> None:
         await store.open(600)
         await store.create(tiny_job())
         objects: list[tuple[str, wire.Segments]] = [
-            (f"o{i}.0", [b"value", str(i).encode()]) for i in range(60)
+            (Place(i, "0-1", 1).names[0], [b"value", str(i).encode()]) for i in range(60)
         ]
         assert await store.put(objects, 600) is Status.OK
         names = [name for name, _ in objects]
@@ -147,7 +146,7 @@ async def test_objects_spread_over_all_servers(valkey: Valkey) -> None:
         counts = [len(await connections.command(s, "KEYS", "*:o*")) for s in range(3)]
         assert sum(counts) == 60 + 3, "with a mark on each"
         assert min(counts) > 5
-        await store.delete([(i, 1) for i in range(30)])
+        await store.delete([(i, Place(i, "0-1", 1).token) for i in range(30)])
         assert await store.get(names, [9] * 60) == [None] * 30 + [
             wire.join(s) for _, s in objects[30:]
         ]

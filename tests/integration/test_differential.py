@@ -106,7 +106,7 @@ class BothStores(ModelStore):
         segments = [(name, [value]) for name, value in objects.items()]
         return self._same(super().put(objects), self.real.put(segments, 10**6))
 
-    def delete(self, outputs: Iterable[tuple[int, int]]) -> None:
+    def delete(self, outputs: Iterable[tuple[int, str]]) -> None:
         outputs = list(outputs)
         super().delete(outputs)
         self.server.ask(self.real.delete(outputs))

@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.conftest import eventually
 from wukong_async import LocalCluster
 from wukong_async.errors import ClusterError, ConfigError
 
@@ -67,13 +67,6 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def eventually(condition: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never happens"
-        time.sleep(0.01)
 
 
 def test_a_cluster_that_is_closed(tmp_path: Path) -> None:

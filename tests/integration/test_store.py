@@ -11,8 +11,7 @@ import pytest
 
 from wukong_async import wire
 from wukong_async.protocol import Commit, JobState, Payload, Reply, Status
-from wukong_async.store import Connections, JobStore, NewJob
-from wukong_async.store.job import commit_body, output_name, payload
+from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body, payload
 
 VALUE = Payload(b"\x01small")
 FRAME = [b"\x01", b"x" * 100]
@@ -252,8 +251,8 @@ async def test_done_with_tasks_missing_is_a_failure(job: Job) -> None:
 async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     await job.create(records=[("0", [0])], want=9)
     await job.store.begin("0", "n")
-    big, parts = payload(0, FRAME, inline_limit=10, part_size=40)
-    assert big.parts == 3
+    big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
+    assert len(parts) == 3
     assert await job.store.put(parts, 600) is Status.OK
     body = commit_body(Commit(passed=1, publish=((0, 3),), arrivals=((5, 1, 1),)), {0: big})
     assert (await job.store.commit("0", 1, 1, body)).claims == (5,)
@@ -261,16 +260,18 @@ async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     reply = await job.commit("0", 1, 2, Commit(reads=((0, 2),), arrivals=((6, 1, 1),)))
     assert reply.deletes == ()
     reply = await job.commit("0", 1, 3, Commit(reads=((0, 1),), arrivals=((7, 1, 1),)))
-    assert reply.deletes == ((0, 3),)
+    assert reply.deletes == ((0, big.place),)
     await job.store.delete(reply.deletes)
     assert await job.store.read([0]) == {0: None}
-    assert await job.store.get([output_name(0, i) for i in range(3)], [40] * 3) == [None] * 3
+    names = Place.from_token(0, big.place).names
+    assert names == [name for name, _ in parts]
+    assert await job.store.get(names, [40] * 3) == [None] * 3
 
 
 async def test_a_large_result_is_held(job: Job) -> None:
     await job.create(records=[("0", [0])], tasks=2, want=2)
     await job.store.begin("0", "n")
-    big, parts = payload(0, FRAME, inline_limit=10, part_size=1000)
+    big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=1000)
     await job.store.put(parts, 600)
     commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
     await job.store.commit("0", 1, 1, commit_body(commit, {0: big}))

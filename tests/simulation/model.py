@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from wukong_async import wire
 from wukong_async.protocol import Begun, JobState, Outcome, Reply, Status, Watch
-from wukong_async.store import NewJob, is_pointer
-from wukong_async.store.job import output_name
+from wukong_async.store import NewJob, Place, place_of
 
 LONGEST = 8
 
@@ -47,7 +46,7 @@ class ModelStore:
     live: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
-    refs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    refs: dict[int, tuple[int, str]] = field(default_factory=dict)
     values: dict[int, bytes] = field(default_factory=dict)
     results: dict[int, bytes] = field(default_factory=dict)
     is_open: bool = False
@@ -140,8 +139,8 @@ class ModelStore:
             self._finish_job(JobState.FAILED, error)
             self._drop(executor)
             return Reply(Status.STOP)
-        for task, count, parts, value in publish:
-            self.refs[task] = (count, parts)
+        for task, count, place, value in publish:
+            self.refs[task] = (count, place.decode())
             self.values[task] = value
         claims = self._arrive(arrivals)
         deletes = self._pass(reads)
@@ -170,18 +169,18 @@ class ModelStore:
                 self.claimed.append(consumer)
         return tuple(claims)
 
-    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, str], ...]:
         deletes = []
         for task, count in reads:
             if task not in self.refs:
                 continue
-            left, parts = self.refs[task]
+            left, place = self.refs[task]
             if left > count:
-                self.refs[task] = (left - count, parts)
+                self.refs[task] = (left - count, place)
                 continue
             del self.refs[task], self.values[task]
-            if parts:
-                deletes.append((task, parts))
+            if place:
+                deletes.append((task, place))
         return tuple(deletes)
 
     def _advance(
@@ -190,7 +189,7 @@ class ModelStore:
         record: Record,
         sequence: int,
         claims: tuple[int, ...],
-        deletes: tuple[tuple[int, int], ...],
+        deletes: tuple[tuple[int, str], ...],
     ) -> Reply:
         """The claims become the frontier."""
         reply = Reply(Status.OK, claims, deletes, gone=not claims)
@@ -289,10 +288,9 @@ class ModelStore:
         self.index.update(objects)
         return Status.OK
 
-    def delete(self, outputs: Iterable[tuple[int, int]]) -> None:
-        for task, parts in outputs:
-            for part in range(parts):
-                name = output_name(task, part)
+    def delete(self, outputs: Iterable[tuple[int, str]]) -> None:
+        for task, place in outputs:
+            for name in Place.from_token(task, place).names:
                 self.objects.pop(name, None)
                 self.index.discard(name)
 
@@ -304,11 +302,10 @@ class ModelStore:
         """Second half of a read: what the pointers lead to."""
         frames = dict(stored)
         for task, value in stored.items():
-            if value is not None and is_pointer(value):
-                parts, _ = wire.unpack(value[1:])
-                pieces = [self.objects.get(output_name(task, i)) for i in range(parts)]
+            if value is not None and (place := place_of(task, value)) is not None:
+                pieces = [self.objects.get(name) for name in place.names]
                 found = [piece for piece in pieces if piece is not None]
-                frames[task] = b"".join(found) if len(found) == parts else None
+                frames[task] = b"".join(found) if len(found) == place.parts else None
         return frames
 
     # ------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class ClaimsAreForgotten(ModelStore):
         record: Record,
         sequence: int,
         claims: tuple[int, ...],
-        deletes: tuple[tuple[int, int], ...],
+        deletes: tuple[tuple[int, str], ...],
     ) -> Reply:
         return super()._advance(executor, record, sequence, (), deletes)
 
@@ -97,14 +97,14 @@ class ClocksRunSlow(ModelStore):
 class ReadersAreMiscounted(ModelStore):
     """An object starts with the readers that have finished already taken off twice."""
 
-    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, str], ...]:
         return super()._pass((task, count + 1) for task, count in reads)
 
 
 class ReadersAreNotCounted(ModelStore):
     """An object goes when it was read once, not when its last reader has passed."""
 
-    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, str], ...]:
         return super()._pass((task, 1_000_000) for task, _ in reads)
 
 
@@ -146,8 +146,8 @@ class ResultsAreNotHeld(ModelStore):
         passed, publish, results, arrivals, reads, error = wire.unpack(body)
         requested = {task for task, _ in results}
         publish = [
-            [task, count - (task in requested and parts > 0), parts, value]
-            for task, count, parts, value in publish
+            [task, count - (task in requested and place != b""), place, value]
+            for task, count, place, value in publish
         ]
         body = wire.pack([passed, publish, results, arrivals, reads, error])
         return super().commit(executor, generation, sequence, body)
@@ -167,14 +167,23 @@ class FencedButDeletes(Executor):
     """A fenced incarnation cleans up what it wrote: its successor's inputs."""
 
     def send(self, sequence: int, commit: Commit) -> None:
+        places = {task: self.payloads[task].place for task, _ in commit.publish}
+        self.written = [(task, place) for task, place in places.items() if place]
         super().send(sequence, commit)
-        self.written = [(task, 10) for task, _ in commit.publish]
 
     def step(self) -> None:
         fenced = self.alive and self.engine.state.name == "EXIT" and hasattr(self, "written")
         super().step()
         if fenced:
             self.world.store.delete(self.written)
+
+
+class PartsAreNamedAlike(Executor):
+    """Two incarnations write parts of one value under the same names."""
+
+    @property
+    def writer(self) -> str:
+        return "anybody"
 
 
 class NobodyLooksAgain(Client):
@@ -218,7 +227,7 @@ def test_a_mistake_in_the_store_is_noticed(store: type[ModelStore]) -> None:
     assert _violations(lambda seed: World(seed, store_class=store))
 
 
-@pytest.mark.parametrize("executor", [ArrivalBeforeData, FencedButDeletes])
+@pytest.mark.parametrize("executor", [ArrivalBeforeData, FencedButDeletes, PartsAreNamedAlike])
 def test_a_mistake_in_the_executor_is_noticed(executor: type[Executor]) -> None:
     assert _violations(lambda seed: World(seed, executor_class=executor))
 

@@ -34,8 +34,7 @@ from wukong_async.engine import (
     Step,
 )
 from wukong_async.protocol import Begun, Commit, JobState, Payload, Reply, Status, Watch
-from wukong_async.store import NewJob
-from wukong_async.store.job import commit_body, payload
+from wukong_async.store import NewJob, commit_body, payload
 
 T = TypeVar("T")
 
@@ -253,7 +252,9 @@ class Client:
         pointers = []
         objects: dict[str, bytes] = {}
         for number, value in workload.literals.items():
-            stored, parts = payload(number, wire.dumps(value), inline_limit=0, part_size=4)
+            stored, parts = payload(
+                number, freeze(value, 0), writer="plan", inline_limit=0, part_size=4
+            )
             pointers.append((number, stored.inline))
             objects.update((name, wire.join(part)) for name, part in parts)
         new = NewJob(
@@ -346,7 +347,7 @@ class Client:
         expected = workload.expected()
         for task in workload.plan.requested:
             frame = frames.get(task)
-            if frame is None or wire.loads(frame) != expected[task]:
+            if frame is None or thaw(frame) != expected[task]:
                 raise Violation(f"wrong result for task {task}")
         if sorted(self.world.passed) != list(range(len(workload.plan))):
             raise Violation(f"done, but {len(self.world.passed)} tasks have passed")
@@ -367,6 +368,7 @@ class Executor:
         self.error = b""
         self.asleep_until = 0.0
         self.steps: list[Step] = []
+        self.salt = world.rng.getrandbits(31)
 
     # Being alive ------------------------------------------------------------------------------
 
@@ -424,6 +426,11 @@ class Executor:
 
     # Actions ----------------------------------------------------------------------------------
 
+    @property
+    def writer(self) -> str:
+        """This incarnation, in the names of what it writes."""
+        return f"{self.executor}-{self.engine.generation}"
+
     def begun(self, begun: Begun) -> None:
         self.engine.begun(begun)
         if begun.status is Status.OK:
@@ -464,7 +471,7 @@ class Executor:
                 return
             for number, frame in frames.items():
                 assert frame is not None
-                self.values[number] = wire.loads(frame)
+                self.values[number] = thaw(frame)
             self.engine.fetched({n: len(f) for n, f in frames.items() if f})
 
         self.ask("fields", lambda: store.read_values(objects), stored)
@@ -492,21 +499,33 @@ class Executor:
         objects: dict[str, bytes] = {}
         for task in tasks:
             limit = 0 if task in self.world.workload.large else 1000
-            segments = wire.dumps(self.values[task])
-            self.payloads[task], parts = payload(task, segments, inline_limit=limit, part_size=4)
+            segments = freeze(self.values[task], self.salt)
+            self.payloads[task], parts = payload(
+                task,
+                segments,
+                writer=self.writer,
+                inline_limit=limit,
+                part_size=4,
+            )
             objects.update((name, wire.join(part)) for name, part in parts)
+
+        self.put_next(list(objects.items()))
+
+    def put_next(self, objects: list[tuple[str, bytes]]) -> None:
+        """One after the other: an executor may die between the parts of one value."""
+        if not objects:
+            self.engine.published()
+            self.step()
+            return
+        (name, value), *rest = objects
 
         def put(status: Status) -> None:
             if status is Status.OK:
-                self.engine.published()
+                self.put_next(rest)
             else:
                 self.engine.stopped(status)
 
-        if objects:
-            self.ask("put", lambda: self.world.store.put(objects), put)
-        else:
-            self.engine.published()
-            self.step()
+        self.ask("put", lambda: self.world.store.put({name: value}), put)
 
     def send(self, sequence: int, commit: Commit) -> None:
         body = commit_body(commit, self.payloads, self.error)
@@ -526,6 +545,27 @@ class Executor:
         if store.job and store.job.passed > before:
             self.world.passes(tasks)
         return reply
+
+
+def freeze(value: int, salt: int) -> wire.Segments:
+    """A value as it travels.
+
+    Equal values need not have equal pickles: sets, for one, follow the hash seed of their process.
+    The salt stands for that.
+    """
+    return wire.dumps([value, salt, salt, salt])
+
+
+def thaw(frame: bytes) -> int:
+    """The value; a frame that is pieced together from two incarnations is a violation."""
+    try:
+        value, *salts = wire.loads(frame)
+    except Exception as error:
+        raise Violation(f"a value cannot be read: {error}") from error
+    if len(set(salts)) != 1:
+        raise Violation("a value is pieced together from two incarnations")
+    assert isinstance(value, int)
+    return value
 
 
 class _small_windows:  # noqa: N801 - reads as a statement

@@ -224,8 +224,8 @@ def test_a_refused_commit_ends_it(status: Status) -> None:
 
 def test_what_is_freed_is_deleted_before_anything_else() -> None:
     engine = _until_send(chain(1))
-    engine.replied(Reply(Status.OK, (), ((7, 2),), gone=True))
-    assert engine.next_actions() == [Delete(((7, 2),)), Exit(Status.OK)]
+    engine.replied(Reply(Status.OK, (), ((7, "2:0-1"),), gone=True))
+    assert engine.next_actions() == [Delete(((7, "2:0-1"),)), Exit(Status.OK)]
 
 
 def test_a_failure_commits_at_once_and_alone() -> None:

@@ -41,8 +41,8 @@ from wukong_async.executor.memory import PlanCache
 from wukong_async.invocation import Invocation, mismatch, versions
 from wukong_async.loops import plain
 from wukong_async.protocol import Begun, Payload, Status
-from wukong_async.store import JobStore
-from wukong_async.store.job import BATCH_BYTES, block_name, commit_body, payload
+from wukong_async.store import JobStore, block_name, commit_body, payload
+from wukong_async.store.job import BATCH_BYTES
 
 T = TypeVar("T")
 
@@ -277,9 +277,10 @@ class Incarnation:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
         room = COMMIT_BYTES
+        writer = f"{self._executor}-{self._engine.generation}"
         while rest and not self._stop.is_set():
             made = await self._in_worker(
-                partial(_encode, rest, self._values, self._facts, room, self._stop)
+                partial(_encode, rest, self._values, self._facts, writer, room, self._stop)
             )
             if isinstance(made, Failed):
                 self._fail(self._task_failed(made))
@@ -343,6 +344,7 @@ def _encode(
     tasks: Sequence[int],
     values: dict[int, Any],
     facts: PlanFacts,
+    writer: str,
     room: int,
     stop: threading.Event,
 ) -> tuple[dict[int, Payload], list[tuple[str, wire.Segments]]] | Failed:
@@ -364,13 +366,14 @@ def _encode(
         payloads[task], parts = payload(
             task,
             segments,
+            writer=writer,
             inline_limit=min(facts.inline_limit, room),
             part_size=facts.part_size,
         )
         room = max(0, room - len(payloads[task].inline))
         # In one piece here, in the worker thread, and not on the loop where it is written.
         objects += [(name, [wire.join(part)]) for name, part in parts]
-        waiting += payloads[task].size
+        waiting += wire.size(segments) if parts else 0
         if waiting > BATCH_BYTES:
             break
     return payloads, objects

@@ -46,6 +46,8 @@ class ClusterStats:
     discarded: int
     billed_ms: int
     sandboxes: int
+    idle: int
+    """Sandboxes that are warm and wait for work now."""
     store_calls: int
     """Commands that Valkey has run, those inside scripts included."""
     store_bytes_in: int
@@ -243,6 +245,7 @@ class LocalCluster:
         info = valkey.info()
         return ClusterStats(
             **{name: getattr(loopback.pool.counters, name) for name in Counters.__slots__},
+            idle=len(loopback.pool.function.idle),
             store_calls=info["total_commands_processed"],
             store_bytes_in=info["total_net_input_bytes"],
             store_bytes_out=info["total_net_output_bytes"],

@@ -20,7 +20,7 @@ from wukong_async.config import Settings
 from wukong_async.errors import SerializationError
 from wukong_async.graph import TaskGraph
 from wukong_async.plan import Plan
-from wukong_async.store.job import block_name, payload
+from wukong_async.store import block_name, payload
 
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of blocks and literals serialised before they are sent."""
@@ -93,7 +93,11 @@ class Upload:
             number = self._large[key] = -1 - len(self._large)
             # Inline limit 0: whatever its pickle turns out to weigh, it is an object.
             stored, objects = payload(
-                number, segments, inline_limit=0, part_size=self.settings.part_size
+                number,
+                segments,
+                writer="plan",
+                inline_limit=0,
+                part_size=self.settings.part_size,
             )
             self.values.append((number, stored.inline))
             yield from objects

@@ -5,6 +5,16 @@ for one job: the protocol's scripts on its metadata shard, its objects on the da
 """
 
 from wukong_async.store.connections import Connections
-from wukong_async.store.job import JobStore, NewJob, is_pointer
+from wukong_async.store.job import JobStore, NewJob
+from wukong_async.store.values import Place, block_name, commit_body, payload, place_of
 
-__all__ = ["Connections", "JobStore", "NewJob", "is_pointer"]
+__all__ = [
+    "Connections",
+    "JobStore",
+    "NewJob",
+    "Place",
+    "block_name",
+    "commit_body",
+    "payload",
+    "place_of",
+]

@@ -1,7 +1,6 @@
 """One job in the store: the scripts of the protocol, and its objects on the data shards.
 
-A value is either *inline*, in the job's metadata, or a *pointer* there to parts on the data
-shards. Pointers start with a tag that no frame has, so both travel the same way.
+How values and commits look there is said in values.py.
 """
 
 from __future__ import annotations
@@ -18,18 +17,16 @@ from redis.asyncio import Redis
 from wukong_async import wire
 from wukong_async.protocol import (
     Begun,
-    Commit,
     JobState,
     Outcome,
-    Payload,
     Reply,
     Status,
     Watch,
 )
 from wukong_async.store import scripts
 from wukong_async.store.connections import Connections
+from wukong_async.store.values import Place, place_of
 
-POINTER = b"\x00"
 BATCH_BYTES = 64 * 1024 * 1024
 """Most bytes that one request writes or asks for: bounds the buffers on both sides."""
 BATCH_OBJECTS = 5000
@@ -109,7 +106,12 @@ class JobStore:
         """Send a commit made by `commit_body`. OK, FENCED, STOP, STALE or REJECTED."""
         answer = await self._call(scripts.COMMIT, executor, generation, sequence, body)
         status, claims, deletes, gone = wire.unpack(answer)
-        return Reply(Status(status.decode()), tuple(claims), tuple(map(tuple, deletes)), bool(gone))
+        return Reply(
+            Status(status.decode()),
+            tuple(claims),
+            tuple((number, place.decode()) for number, place in deletes),
+            bool(gone),
+        )
 
     async def renew(self, executor: str, generation: int) -> Status:
         """Extend a lease. OK, FENCED or STOP."""
@@ -203,12 +205,12 @@ class JobStore:
         await asyncio.gather(*(read(shard) for shard in placed))
         return found
 
-    async def delete(self, outputs: Iterable[tuple[int, int]]) -> None:
-        """Delete outputs, given as (task, parts), from the data shards."""
+    async def delete(self, objects: Iterable[tuple[int, str]]) -> None:
+        """Delete objects, given as (object, place), from the data shards."""
         placed: dict[int, list[str]] = {}
-        for task, parts in outputs:
-            for part in range(parts):
-                key = self._key(output_name(task, part))
+        for number, token in objects:
+            for name in Place.from_token(number, token).names:
+                key = self._key(name)
                 placed.setdefault(self._connections.shard(key), []).append(key)
 
         async def unlink(client: Redis, keys: list[str]) -> None:
@@ -221,33 +223,41 @@ class JobStore:
             for batch in _batches(keys, lambda _: 0):
                 await self._connections.ask(shard, partial(unlink, keys=batch))
 
-    async def read(self, tasks: Sequence[int]) -> dict[int, bytes | None]:
-        """The outputs of tasks, as frames; None for what the store does not have (any more)."""
+    async def read(self, objects: Sequence[int]) -> dict[int, bytes | None]:
+        """Objects, as frames; None for what the store does not have (any more)."""
+        return await self.resolve(await self.look(objects))
+
+    async def look(self, objects: Sequence[int]) -> dict[int, bytes | None]:
+        """What the metadata holds of objects: small values, and pointers to the others.
+
+        None for what is not there (any more).
+        """
         stored: dict[int, bytes | None] = {}
-        for some in _batches(tasks, lambda _: SMALL_VALUE):
+        for some in _batches(objects, lambda _: SMALL_VALUE):
             values = await self._connections.command(self._shard, "HMGET", self._key("val"), *some)
             stored.update(zip(some, values, strict=True))
-        return await self.resolve(stored)
+        return stored
+
+    async def fetch(self, places: Sequence[Place]) -> dict[int, bytes | None]:
+        """The frames at these places; None where a part is missing."""
+        names = [name for place in places for name in place.names]
+        sizes = [-(-place.size // place.parts) for place in places for _ in range(place.parts)]
+        found = iter(await self.get(names, sizes))
+        frames: dict[int, bytes | None] = {}
+        for place in places:
+            pieces = [piece for _, piece in zip(range(place.parts), found, strict=False)]
+            whole = [piece for piece in pieces if piece is not None]
+            frames[place.task] = wire.join(whole) if len(whole) == place.parts else None
+        return frames
 
     async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
         """Follow the pointers among stored values."""
-        frames = dict(stored)
-        names: list[str] = []
-        sizes: list[int] = []
-        spans: dict[int, slice] = {}
-        for task, value in stored.items():
-            if value is not None and is_pointer(value):
-                parts, size = wire.unpack(value[len(POINTER) :])
-                spans[task] = slice(len(names), len(names) + parts)
-                names += [output_name(task, part) for part in range(parts)]
-                sizes += [-(-size // parts)] * parts
-        if spans:
-            found = await self.get(names, sizes)
-            for task, span in spans.items():
-                pieces = [piece for piece in found[span] if piece is not None]
-                whole = len(pieces) == span.stop - span.start
-                frames[task] = wire.join(pieces) if whole else None
-        return frames
+        places = [
+            place
+            for task, value in stored.items()
+            if value is not None and (place := place_of(task, value)) is not None
+        ]
+        return {**stored, **await self.fetch(places)}
 
     # ------------------------------------------------------------------------------------------
 
@@ -279,86 +289,6 @@ class JobStore:
             return Status(answers[-1].decode())
 
         return await self._connections.ask(shard, write)
-
-
-def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = b"") -> bytes:
-    """A commit as it travels. It is formed once: sending it again means these bytes.
-
-    Parameters
-    ----------
-    payloads
-        The serialised outputs that the commit publishes or announces.
-    error
-        What went wrong, for a failed one.
-    """
-    results = set(commit.results)
-
-    def references(task: int, reads: int) -> int:
-        # A result that is only pointed to must outlive its readers: it is held, by one more.
-        return reads + (payloads[task].parts > 0 and task in results)
-
-    return wire.pack(
-        [
-            commit.passed,
-            [
-                [task, references(task, reads), payloads[task].parts, payloads[task].inline]
-                for task, reads in commit.publish
-            ],
-            [[t, payloads[t].inline] for t in commit.results],
-            commit.arrivals,
-            commit.reads,
-            error,
-        ]
-    )
-
-
-def payload(
-    task: int, segments: wire.Segments, *, inline_limit: int, part_size: int
-) -> tuple[Payload, list[tuple[str, wire.Segments]]]:
-    """How an output is stored: its place in a commit, and the objects to put before."""
-    size = wire.size(segments)
-    if size <= inline_limit:
-        return Payload(wire.join(segments)), []
-    parts = math.ceil(size / part_size)
-    pointer = POINTER + wire.pack([parts, size])
-    objects = [
-        (output_name(task, index), part)
-        for index, part in enumerate(_split(segments, -(-size // parts)))
-    ]
-    return Payload(pointer, parts, size), objects
-
-
-def is_pointer(value: bytes) -> bool:
-    """Whether a stored value only says where the value is."""
-    return value.startswith(POINTER)
-
-
-def output_name(task: int, part: int) -> str:
-    """The name of one part of a task's output."""
-    return f"o{task}.{part}"
-
-
-def block_name(index: int) -> str:
-    """The name of a block of the plan."""
-    return f"b{index}"
-
-
-def _split(segments: wire.Segments, size: int) -> Iterator[wire.Segments]:
-    """The same bytes, cut into pieces of `size` without copying them."""
-    piece: list[wire.Buffer] = []
-    room = size
-    for segment in segments:
-        view = memoryview(segment)
-        while len(view) >= room:
-            piece.append(view[:room])
-            view = view[room:]
-            yield piece
-            piece, room = [], size
-        if len(view):
-            piece.append(view)
-            room -= len(view)
-    if piece:
-        yield piece
 
 
 def _batches(items: Sequence[Any], size: Any) -> Iterator[list[Any]]:

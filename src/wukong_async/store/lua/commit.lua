@@ -1,10 +1,10 @@
 -- One step of an executor. Atomic: it has all of its effects or none, exactly once.
 --
 -- ARGV  1 executor  2 gen  3 seq
---       4 msgpack: {passed, publish {{object, reads, parts, value}, ...}, results {{task, value}, ...},
+--       4 msgpack: {passed, publish {{object, reads, place, value}, ...}, results {{task, value}, ...},
 --                   arrivals {{consumer, in-degree, inputs}, ...}, reads {{object, reads}, ...}, error}
 --         error is '' unless a task failed
--- reply msgpack: {status, claims, deletes {{object, parts}, ...}, gone}
+-- reply msgpack: {status, claims, deletes {{object, place}, ...}, gone}
 local x, gen, seq = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local NOTHING = {}
 
@@ -34,9 +34,9 @@ end
 -- Publish: from here on others may read the object, and its reads are counted.
 local refs, values = {}, {}
 for _, p in ipairs(publish) do
-  local object, count, parts, value = p[1], p[2], p[3], p[4]
+  local object, count, place, value = p[1], p[2], p[3], p[4]
   refs[#refs + 1] = object
-  refs[#refs + 1] = parts > 0 and (count .. ':' .. parts) or count
+  refs[#refs + 1] = place ~= '' and (count .. ':' .. place) or count
   values[#values + 1] = object
   values[#values + 1] = value
 end
@@ -60,14 +60,14 @@ for i = 1, #reads, CHUNK do
   for j = i, math.min(i + CHUNK - 1, #reads) do objects[#objects + 1] = reads[j][1] end
   for j, ref in ipairs(call('HMGET', REFS, unpack(objects))) do
     if ref then
-      local count, parts = string.match(ref, '^(%d+):?(%d*)$')
+      local count, place = string.match(ref, '^(%d+):?(.*)$')
       count = tonumber(count) - reads[i + j - 1][2]
       if count > 0 then
         kept[#kept + 1] = objects[j]
-        kept[#kept + 1] = parts ~= '' and (count .. ':' .. parts) or count
+        kept[#kept + 1] = place ~= '' and (count .. ':' .. place) or count
       else
         freed[#freed + 1] = objects[j]
-        if parts ~= '' then deletes[#deletes + 1] = { objects[j], tonumber(parts) } end
+        if place ~= '' then deletes[#deletes + 1] = { objects[j], place } end
       end
     end
   end

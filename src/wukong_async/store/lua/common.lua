@@ -5,7 +5,7 @@
 --       3 rec   hash   executor -> {gen, nonce, seq, unstarted};  executor/f -> frontier;
 --                      executor/r -> reply to the last commit
 --       4 cnt   hash   fan-in -> inputs that have arrived
---       5 refs  hash   object -> "reads to come" or "reads to come:parts on the data shards"
+--       5 refs  hash   object -> "reads to come", or "reads to come:place" on the data shards
 --       6 val   hash   object -> small value, or pointer to the data shards
 --       7 res   hash   requested task -> small value or pointer
 --       8 open  string while it exists, the job may write; it outlives every object of the job
