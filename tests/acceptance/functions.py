@@ -90,6 +90,25 @@ class OnlyThere:
         return (_not_here, ())
 
 
+class SlowToLoad:
+    """Takes its time to be unpickled, as what imports a large library does."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __reduce__(self) -> Any:
+        return (_load_slowly, (self.seconds,))
+
+
+def _load_slowly(seconds: float) -> SlowToLoad:
+    time.sleep(seconds)
+    return SlowToLoad(seconds)
+
+
+def seconds_of(slow: SlowToLoad) -> float:
+    return slow.seconds
+
+
 def _not_here() -> None:
     raise ImportError("cannot be made here")
 

@@ -15,7 +15,15 @@ import psutil
 import pytest
 from dask import delayed
 
-from tests.acceptance.functions import add, allocate, fails, inc, touch_and_wait
+from tests.acceptance.functions import (
+    SlowToLoad,
+    add,
+    allocate,
+    fails,
+    inc,
+    seconds_of,
+    touch_and_wait,
+)
 from tests.conftest import keys_of
 from tests.unit.test_package import ROOT
 from wukong_async import LocalCluster, WukongClient
@@ -77,6 +85,17 @@ async def test_an_executor_that_only_sleeps_is_fenced_when_it_wakes(
         awaited.touch()
         assert await computing == 7
         assert client.history[-1].begins == 2
+
+
+async def test_leases_are_renewed_while_something_is_unpickled(cluster: LocalCluster) -> None:
+    # Twice over: in a block of the plan, and as an input that travelled.
+    made = [delayed(SlowToLoad)(1.5), delayed(SlowToLoad)(1.5)]
+    constant = delayed(seconds_of)(SlowToLoad(1.5), dask_key_name="constant")
+    total = delayed(add)(*(delayed(seconds_of)(slow) for slow in made), constant)
+    joined = delayed(len)([*made, total])
+    async with WukongClient(cluster, **QUICK, max_attempts=1) as client:
+        assert await client.compute(joined, total, constant) == (3, 4.5, 1.5)
+        assert client.history[-1].begins == client.history[-1].invocations
 
 
 async def test_a_time_limit_that_is_too_short() -> None:

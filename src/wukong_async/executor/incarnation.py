@@ -3,7 +3,8 @@
 The engine decides; this carries out. Each action is a task of one TaskGroup that ends by telling
 the engine what came of it. The engine and the books of this class are touched on the event loop
 only. Tasks of the graph run in the one worker thread, which owns `values` while it runs: the loop
-then only adds what was fetched. Leases are renewed from the loop meanwhile.
+then only adds what was fetched. Leases are renewed from the loop meanwhile. So nothing is unpickled
+on it either: even a small object may import a library for seconds.
 """
 
 from __future__ import annotations
@@ -51,8 +52,6 @@ BLOCK_BYTES = 256 * 1024
 COMMIT_BYTES = 16 * 1024 * 1024
 """Inline values of one commit; the others go to the data shards, or a wide round of small outputs
 would be one script argument of gigabytes."""
-LARGE = 1_000_000
-"""Values of more bytes than this are unpickled off the loop, so that renewals go out."""
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
@@ -211,7 +210,7 @@ class Incarnation:
                 self._fail(failure.input_lost([]))
                 return
             try:
-                block = blocks.decode(frame, starts[index])
+                block = await asyncio.to_thread(blocks.decode, frame, starts[index])
             except Exception as error:
                 self._fail(self._unreadable(starts[index], "a block of the plan", error))
                 return
@@ -235,10 +234,7 @@ class Incarnation:
             return
         read = {number: frame for number, frame in frames.items() if frame is not None}
         try:
-            if sum(map(len, read.values())) > LARGE:
-                values = await asyncio.to_thread(_decode, read)
-            else:
-                values = _decode(read)
+            values = await asyncio.to_thread(_decode, read)
         except _Unreadable as error:
             self._fail(self._unreadable(error.number, "an input", error.cause))
             return
