@@ -148,7 +148,8 @@ class Engine:
     _window: int  # before this have their inputs in memory or asked for,
     _ahead: int  # before this have their blocks loaded or asked for.
     _stack: list[int]  # Ready; the next one on top.
-    _stalled: list[int]  # Ready, but for their block.
+    _stalled: dict[int, None]  # Ready, but for their block,
+    _unasked: list[int]  # which has not been asked for; the next one last.
     _starved: list[int]  # Ready, but for a literal,
     _fed: set[int]  # which has been asked for.
     _arrived: dict[int, int]  # Consumer → inputs made here, while some are missing,
@@ -200,13 +201,14 @@ class Engine:
 
     def loaded(self, specs: Iterable[TaskSpec]) -> None:
         """Tasks of plan blocks that were read, asked for or not."""
+        ready = []
         for spec in specs:
             self._specs[spec.number] = spec
             self._loading.discard(spec.number)
-        ready = [task for task in self._stalled if task in self._specs]
-        if ready:
-            self._stalled = [task for task in self._stalled if task not in self._specs]
-            self._stack.extend(ready)
+            if spec.number in self._stalled:
+                del self._stalled[spec.number]
+                ready.append(spec.number)
+        self._stack.extend(reversed(ready))
         self._trim()
 
     def fetched(self, sizes: Mapping[int, int]) -> None:
@@ -263,7 +265,8 @@ class Engine:
     def _start_round(self, frontier: Sequence[int]) -> None:
         self._frontier = sorted(frontier)
         self._head = self._window = self._ahead = 0
-        self._stack, self._stalled, self._starved, self._fed = [], [], [], set()
+        self._stack, self._starved, self._fed = [], [], set()
+        self._stalled, self._unasked = {}, []
         self._arrived, self._degree = {}, {}
         self._made, self._left, self._need, self._unread = [], {}, {}, set()
         self._loading, self._fetching = set(), set()
@@ -292,7 +295,12 @@ class Engine:
     def _load(self) -> None:
         """Ask for the blocks of what is ready, and of the frontier ahead of its turn."""
         limit = min(len(self._frontier), self._head + LOAD_AHEAD)
-        wanted = [task for task in self._stalled if task not in self._loading]
+        wanted: list[int] = []
+        while self._unasked and len(self._loading) + len(wanted) < LOAD_AHEAD:
+            task = self._unasked.pop()
+            if task in self._stalled and task not in self._loading:
+                wanted.append(task)
+        wanted.reverse()  # What is loaded last is on top.
         while self._ahead < limit:
             task = self._frontier[self._ahead]
             if task not in self._specs:
@@ -407,7 +415,11 @@ class Engine:
                 continue
             self._arrived.pop(consumer, None)
             self._degree.pop(consumer, None)
-            (self._stack if consumer in self._specs else self._stalled).append(consumer)
+            if consumer in self._specs:
+                self._stack.append(consumer)
+            else:
+                self._stalled[consumer] = None
+                self._unasked.append(consumer)
 
     def _trim(self) -> None:
         """Drop what the new frontier does not read, as soon as all of its inputs are known."""

@@ -14,9 +14,11 @@ this page and store/lua must agree:
 
 from __future__ import annotations
 
+import concurrent.futures
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from types import TracebackType
+from typing import Any
 
 from wukong_async import wire
 from wukong_async.errors import (
@@ -31,6 +33,8 @@ from wukong_async.errors import (
 
 MOST_TEXT = 100_000
 MOST_PICKLE = 1_000_000
+NOT_TO_RAISE = (StopIteration, concurrent.futures.CancelledError)
+"""Python gives these a meaning of its own where a coroutine or a future raises them."""
 NAMED = 5
 """Tasks that a message names before it says how many more there are."""
 
@@ -58,7 +62,8 @@ def task_failed(
     name = kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
     story = _format(error, trace)
     # It travels as text. Where tblib is installed it would be pickled too, with our frames.
-    error.__traceback__ = None
+    # Not by assignment, which a frozen dataclass forbids.
+    BaseException.with_traceback(error, None)
     return wire.pack(
         [
             "task",
@@ -142,35 +147,61 @@ def _task_error(
             error = wire.loads(pickled)
         except Exception:
             error = None
-    if not isinstance(error, Exception):
+    if not isinstance(error, Exception) or isinstance(error, NOT_TO_RAISE):
         # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
         return TaskError(f"{name}: {text}\n{where}\n\n{trace}")
-    error.__cause__ = RemoteTraceback(trace)
-    error.add_note(where)
+    # Around the class's own __setattr__: a frozen dataclass forbids it.
+    object.__setattr__(error, "__cause__", RemoteTraceback(trace))
+    object.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), where])
     return error
 
 
 def _pickled(error: BaseException) -> bytes:
-    """The exception, if it survives the journey; many with their own `__init__` do not."""
-    try:
-        frame = wire.join(wire.dumps(error))
-        same = type(wire.loads(frame)).__qualname__ == type(error).__qualname__
-    except Exception:
-        return b""
-    return frame if same and len(frame) <= MOST_PICKLE else b""
+    """The exception, if it survives the journey."""
+    # Many with an `__init__` of their own do not by themselves, but do without calling it.
+    for candidate in (error, _Uninitialised(error)):
+        try:
+            frame = wire.join(wire.dumps(candidate))
+            back = wire.loads(frame)
+            same = type(back).__qualname__ == type(error).__qualname__
+            same = same and _safe_str(back) == _safe_str(error)
+            if same and len(frame) <= MOST_PICKLE:
+                return frame
+        except Exception:  # noqa: S112 - there is nothing to say but that it did not work
+            continue
+    return b""
+
+
+class _Uninitialised:
+    """Pickles as an exception that is rebuilt from its arguments and attributes alone."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self._error
+        return _without_init, (type(error), error.args, dict(vars(error)))
+
+
+def _without_init(
+    kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> BaseException:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
 
 
 def _format(error: BaseException, trace: TracebackType | None) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
-    except Exception as broken:  # A __str__ or __repr__ of the user's that raises.
+    except BaseException as broken:  # A __str__ or __repr__ of the user's that raises.
         return f"(the traceback cannot be shown: {type(broken).__name__})"
 
 
 def _safe_str(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:
+    except BaseException as broken:
         return f"(its text cannot be shown: {type(broken).__name__})"
 
 

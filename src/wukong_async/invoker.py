@@ -56,14 +56,20 @@ class Invoker:
         from aiobotocore.session import get_session
 
         settings = self._settings
+        loopback = (
+            settings.endpoint_url is not None
+            and urlsplit(settings.endpoint_url).hostname in LOOPBACK
+        )
         config = AioConfig(
+            # A proxy of the environment cannot reach what listens on this machine alone.
+            proxies={} if loopback else None,
             max_pool_connections=settings.invoke_concurrency,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             connect_timeout=10,
             read_timeout=60,
         )
         credentials = {}
-        if settings.endpoint_url and urlsplit(settings.endpoint_url).hostname in LOOPBACK:
+        if loopback:
             credentials = {
                 "aws_access_key_id": LOOPBACK_KEY,
                 "aws_secret_access_key": LOOPBACK_KEY,

@@ -43,6 +43,11 @@ class LoopThread:
         """Start a coroutine on the loop, from any thread."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs. It does not in a process that was forked off meanwhile."""
+        return self._thread.is_alive()
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it; cancel it if this thread is interrupted.
 

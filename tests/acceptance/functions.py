@@ -61,6 +61,42 @@ def allocate(mb: int) -> int:
     return len(hoard)
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text for you")
+
+
+def fails_unprintably() -> None:
+    raise UnprintableError
+
+
+def spin(started: str, stopped: str) -> None:
+    """Never ends by itself; says when somebody ends it."""
+    Path(started).write_text(f"{os.getpid()}\n")
+    try:
+        while True:
+            pass
+    finally:
+        Path(stopped).touch()
+
+
+def ones(mb: int) -> Any:
+    import numpy as np
+
+    return np.ones(mb * 125_000)
+
+
+class Model:
+    """Weighs what nobody can guess without a look."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytes(size)
+
+
+def predict(model: Model, x: int) -> int:
+    return len(model.data) + x
+
+
 def make_generator() -> Any:
     return (i for i in range(3))
 

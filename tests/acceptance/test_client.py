@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
@@ -242,3 +243,42 @@ async def test_a_client_goes_on_after_an_error(client: WukongClient) -> None:
     with pytest.raises(MissingKeyError):
         await client.compute({"a": (inc, 1)}, "b")
     assert await client.compute({"a": (inc, 1)}, "a") == 2
+
+
+def test_a_closed_synchronous_client_says_so(cluster: LocalCluster) -> None:
+    with WukongClient(cluster) as client:
+        pass
+    with pytest.raises(ClientStateError, match="closed"):
+        client.compute(delayed(inc)(1))
+
+
+async def test_more_blocking_callers_than_the_loop_has_threads(client: WukongClient) -> None:
+    calls = [asyncio.to_thread(client.get, {"a": (inc, i)}, "a") for i in range(40)]
+    assert await asyncio.gather(*calls) == list(range(1, 41))
+
+
+def test_many_threads_may_start_a_client(cluster: LocalCluster) -> None:
+    client = WukongClient(cluster)
+    with ThreadPoolExecutor(8) as threads:
+        values = list(threads.map(lambda i: client.get({"a": (inc, i)}, "a"), range(8)))
+    client.close()
+    assert values == list(range(1, 9))
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
+    for patience in (0.02, 0.3):
+        client = WukongClient()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.__aenter__(), patience)
+
+
+async def test_a_local_cluster_has_nothing_to_do_with_a_proxy_of_the_environment(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    remote = {"wukong.proxy_address": "127.0.0.1", "wukong.proxy_secret": "s"}
+    with dask.config.set(remote):
+        async with WukongClient(cluster) as client:
+            assert client._scheduler is not None
+            assert client._scheduler.settings.proxy_address is None
+            assert await client.compute(delayed(inc)(1)) == 2

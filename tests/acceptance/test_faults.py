@@ -21,7 +21,9 @@ from tests.acceptance.functions import (
     allocate,
     fails,
     inc,
+    ones,
     seconds_of,
+    spin,
     touch_and_wait,
 )
 from tests.conftest import keys_of
@@ -235,3 +237,26 @@ async def test_200_jobs_in_a_row_leave_nothing_and_grow_nothing() -> None:
         assert keys_of(cluster) == []
         assert len(psutil.Process().children(recursive=True)) == processes
         assert cluster.stats().sandboxes == 2
+
+
+async def test_a_task_that_nobody_wants_any_more_is_interrupted(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    started, stopped = tmp_path / "started", tmp_path / "stopped"
+    async with WukongClient(cluster, **QUICK) as client:
+        computing = asyncio.ensure_future(client.compute(delayed(spin)(str(started), str(stopped))))
+        await appears(started)
+        computing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await computing
+        async with asyncio.timeout(20):
+            while not stopped.exists():
+                await asyncio.sleep(0.01)
+
+
+async def test_a_warm_sandbox_does_not_keep_the_values_of_finished_jobs() -> None:
+    async with LocalCluster(1, memory_size=900) as cluster:
+        async with WukongClient(cluster) as client:
+            for _ in range(4):
+                assert (await client.compute({"a": (ones, 200)}, "a")).sum() == 25_000_000
+        assert cluster.stats().out_of_memory == 0

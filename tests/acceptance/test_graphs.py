@@ -18,8 +18,8 @@ import pytest
 from dask import delayed
 from dask._task_spec import Alias, DataNode, Task, TaskRef
 
-from tests.acceptance.functions import add, fails, identity, inc, returns_none
-from wukong_async import WukongClient
+from tests.acceptance.functions import Model, add, fails, identity, inc, predict, returns_none
+from wukong_async import LocalCluster, WukongClient
 
 
 def tree(leaves: int) -> Any:
@@ -257,3 +257,22 @@ async def test_graph_optimisation_can_be_left_out(client: WukongClient) -> None:
     optimised = client.history[-1].tasks
     np.testing.assert_array_equal(await client.compute(x, optimize_graph=False), np.full(100, 4.0))
     assert client.history[-1].tasks > optimised
+
+
+async def test_a_bag_is_shuffled_through_the_store(client: WukongClient) -> None:
+    bag = db.range(1000, 8).groupby(lambda x: x % 10).map(lambda kv: (kv[0], len(kv[1])))
+    assert sorted(await client.compute(bag)) == [(i, 100) for i in range(10)]
+
+
+async def test_iterators_in_a_graph_are_left_alone(client: WukongClient) -> None:
+    assert await client.compute({"a": (list, iter([1, 2, 3]))}, "a") == [1, 2, 3]
+
+
+async def test_a_literal_of_unknown_weight_travels_once(
+    client: WukongClient, cluster: LocalCluster
+) -> None:
+    model = delayed(Model(500_000), pure=False)
+    before = cluster.stats().store_bytes_in
+    total = delayed(sum)([delayed(predict)(model, i) for i in range(40)])
+    assert await client.compute(total) == 40 * 500_000 + sum(range(40))
+    assert cluster.stats().store_bytes_in - before < 1_000_000

@@ -94,6 +94,21 @@ def test_a_program_that_is_interrupted(tmp_path: Path) -> None:
         eventually(lambda: gone(started))
 
 
+def test_a_program_that_is_killed_while_a_fork_of_it_lives(tmp_path: Path) -> None:
+    with program("__import__('os').fork(); time.sleep(20)", tmp_path) as (process, started):
+
+        def forks() -> list[psutil.Process]:
+            children = psutil.Process(process.pid).children()
+            return [child for child in children if child.pid not in started["pids"]]
+
+        eventually(lambda: len(forks()) == 1)
+        (fork,) = forks()
+        process.kill()
+        eventually(lambda: gone(started))
+        assert is_alive(fork.pid)
+        fork.kill()
+
+
 def test_a_program_that_is_terminated(tmp_path: Path) -> None:
     with program("time.sleep(1000)", tmp_path) as (process, started):
         process.terminate()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
+import threading
 import traceback
 from typing import Any
 
@@ -24,6 +27,11 @@ class Picky(Exception):
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
 
 
 class Unprintable(Exception):
@@ -97,14 +105,21 @@ def test_an_exception_whose_text_raises() -> None:
 
 def test_an_exception_that_only_its_own_process_can_load_is_told_as_text() -> None:
     class Local(Exception):
-        def __reduce__(self) -> Any:
-            return (_explode, ())
+        pass
 
-    assert isinstance(travel(Local("x")), TaskError)
+    assert isinstance(travel(Local(threading.Lock())), TaskError)
 
 
-def _explode() -> None:
-    raise ImportError("not here")
+def test_an_exception_that_forbids_assignment() -> None:
+    copy = travel(Frozen(7))
+    assert copy == Frozen(7)
+    assert isinstance(copy.__cause__, RemoteTraceback)
+    assert copy.__notes__[0].startswith("wukong: task")
+
+
+@pytest.mark.parametrize("kind", [StopIteration, concurrent.futures.CancelledError])
+def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) -> None:
+    assert isinstance(travel(kind("x")), TaskError)
 
 
 @pytest.mark.parametrize(

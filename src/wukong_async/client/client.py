@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol, Self, TypeVar
@@ -95,6 +96,8 @@ class WukongClient:
         self._thread: LoopThread | None = None
         self._default = contextlib.ExitStack()
         self._closed = False
+        self._synchronous = False  # Stays as it was when the client is closed.
+        self._starting = threading.RLock()
         self.history: deque[JobSummary] = deque(maxlen=HISTORY)
         """What the last jobs took, the newest last."""
 
@@ -133,6 +136,7 @@ class WukongClient:
         self._claim()
         if isinstance(self._cluster, LocalCluster) and not self._cluster.running:
             self._own_cluster = self._cluster.start()
+        self._synchronous = True
         thread = self._thread = LoopThread("wukong-client")
         self._loop = thread.loop
         atexit.register(self.close)
@@ -151,6 +155,9 @@ class WukongClient:
             self._closed = True
             return
         atexit.unregister(self.close)
+        if not thread.alive:
+            self._closed = True
+            return  # A forked process; the client is its parent's.
         try:
             thread.run(self._aclose())
         finally:
@@ -186,6 +193,9 @@ class WukongClient:
         return Scheduler(Settings.load({**cluster, **self._overrides}))
 
     def _become_default(self) -> None:
+        if not dask.config.get("dataframe.shuffle.method", None):
+            # Dask's own choice is a directory of this machine, which executors do not share.
+            self._default.enter_context(dask.config.set({"dataframe.shuffle.method": "tasks"}))
         wanted = self._set_as_default
         if wanted or (wanted is None and self._thread is not None):
             self._default.enter_context(dask.config.set(scheduler=self.get))
@@ -231,15 +241,23 @@ class WukongClient:
         ignored = {"num_workers", "pool", "chunksize"}  # They say how to use this machine.
         if unknown := sorted(set(kwargs) - ignored):
             raise TypeError(f"WukongClient.get does not understand the option {unknown[0]!r}.")
-        if self._scheduler is None and not self._closed and self._thread is None:
-            self.start()
+        with self._starting:
+            if self._scheduler is None and not self._closed and self._thread is None:
+                self.start()
         self._forbid_loop("client.get, x.compute() or dask.compute(x)", "await client.compute(x)")
         return self._block(self._get(dsk, keys))
 
     async def _compute(self, args: tuple[Any, ...], keys: Any, optimize_graph: bool) -> Any:
         if not args:
             raise TypeError("compute needs a collection or a graph.")
-        request = await asyncio.to_thread(graphs.request, args, optimize_graph)
+        if keys is None and len(args) == 2 and graphs.is_graph(args[0]):
+            keys, args = args[1], args[:1]
+        if keys is not None and len(args) == 1 and graphs.is_graph(args[0]):
+            # Nothing is looked for in the graph: that takes longer than planning, and would use up
+            # the iterators in it.
+            return await self._get(args[0], keys)
+        in_thread = self._active().in_thread
+        request = await in_thread(graphs.request, args, optimize_graph)
         if request is not None:
             if keys is not None:
                 raise TypeError("keys= goes with a graph, not with collections.")
@@ -247,13 +265,9 @@ class WukongClient:
             return values if len(args) > 1 else values[0]
         if not graphs.is_graph(args[0]):
             return args if len(args) > 1 else args[0]
-        if len(args) > 2 or (len(args) == 2 and keys is not None):
+        if len(args) > 1:
             raise TypeError("compute takes one graph, and keys once.")
-        if len(args) == 2:
-            keys = args[1]
-        if keys is not None:
-            return await self._get(args[0], keys)
-        sinks = await asyncio.to_thread(graphs.sinks, args[0])
+        sinks = await in_thread(graphs.sinks, args[0])
         return dict(zip(sinks, await self._get(args[0], sinks), strict=True))
 
     async def _get(self, dsk: object, keys: Any) -> Any:
@@ -275,9 +289,9 @@ class WukongClient:
 
     def _do(self, work: Coroutine[Any, Any, T]) -> Any:
         """The coroutine in asynchronous use, its result in synchronous use."""
-        if self._thread is None:
-            return work
-        return self._block(work)
+        if self._thread is not None or self._synchronous:
+            return self._block(work)
+        return work
 
     def _block(self, work: Coroutine[Any, Any, T]) -> T:
         try:

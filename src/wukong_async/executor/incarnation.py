@@ -89,6 +89,7 @@ class Incarnation:
         self._stop = threading.Event()
         self._wake = asyncio.Event()
         self._work: Future[Any] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._facts = PlanFacts((), 0, 0, 0.0)
 
     def __repr__(self) -> str:
@@ -116,10 +117,16 @@ class Incarnation:
             raise plain(many) from None
         finally:
             self._stop.set()
+            # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
+            # job stay in the warm sandbox until the cycle collector comes by.
+            self._tasks.clear()
+            self._values = {}
+            self._payloads.clear()
+            if not self.busy:
+                self._work = None
         return reason
 
     async def _obey(self, group: asyncio.TaskGroup) -> Status:
-        self._tasks: set[asyncio.Task[None]] = set()
         while True:
             self._wake.clear()
             for action in self._engine.next_actions():
@@ -267,7 +274,9 @@ class Incarnation:
     async def _in_worker(self, work: Callable[[], T]) -> T:
         """Run `work` in the worker thread, and remember whether the thread is still at it."""
         future = self._work = self._worker.submit(work)
-        return await asyncio.wrap_future(future)
+        done: T = await asyncio.wrap_future(future)
+        self._work = None  # What it made must not be held by its future as well.
+        return done
 
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""

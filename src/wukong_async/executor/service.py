@@ -6,6 +6,7 @@ wherever it can: raising would make Lambda deliver the event again.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -70,10 +71,19 @@ class Service:
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:
             if incarnation.busy:
-                # A task that nobody wants any more still computes; it keeps its thread.
+                # A task that nobody wants any more still computes: it gets an exception at its
+                # next byte code, and keeps its thread for as long as it does not reach one.
+                _interrupt(self._worker)
                 self._worker.shutdown(wait=False)
                 self._worker = _new_worker()
         return {"executor": invocation.executor, "exit": reason.value}
+
+
+def _interrupt(worker: ThreadPoolExecutor) -> None:
+    for thread in worker._threads:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
 
 
 def _new_worker() -> ThreadPoolExecutor:

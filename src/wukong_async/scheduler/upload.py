@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from dask.sizeof import sizeof
-
 from wukong_async import blocks, graph, plan, wire
 from wukong_async.blocks import Entry, PlanFacts
 from wukong_async.collector import collector_paused
@@ -22,6 +20,8 @@ from wukong_async.graph import TaskGraph
 from wukong_async.plan import Plan
 from wukong_async.store import block_name, payload
 
+SMALL = (int, float, complex, bool, type(None))
+"""Literals of these types are not worth a look."""
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of blocks and literals serialised before they are sent."""
 
@@ -82,14 +82,24 @@ class Upload:
         task_graph = self.graph
         if not task_graph.literals:
             return
-        read = {source for sources in task_graph.sources.values() for source in sources.values()}
+        readers = {
+            source: task
+            for task, sources in task_graph.sources.items()
+            for source in sources.values()
+        }
         for key, value in task_graph.literals.items():
-            if key not in read or sizeof(value) <= self.settings.inline_limit:
+            if key not in readers or type(value) in SMALL:
                 continue
             try:
                 segments = wire.dumps(value)
             except SerializationError as error:
-                raise SerializationError(f"The literal {key!r} cannot travel: {error}") from error
+                raise SerializationError(
+                    f"Task {readers[key]!r} cannot travel: its input {key!r}, a"
+                    f" {type(value).__qualname__}, does not pickle ({error.__cause__ or error})."
+                ) from error
+            # What it weighs, not what somebody guesses that it weighs: sizes of objects are 56.
+            if wire.size(segments) <= self.settings.inline_limit:
+                continue
             number = self._large[key] = -1 - len(self._large)
             # Inline limit 0: whatever its pickle turns out to weigh, it is an object.
             stored, objects = payload(
