@@ -80,7 +80,8 @@ class Block:
 def encode(entries: Sequence[Entry], most: int) -> Iterator[tuple[int, wire.Segments]]:
     """Cut tasks into blocks of at most `most` bytes, but for single tasks: (tasks, frame) each.
 
-    Halving until it fits costs each task a few more picklings at worst, and most none.
+    Most tasks are pickled once, those of a block that has to be cut three times. What tasks share
+    is pickled once for a block, so one whose parts would weigh twice as much stays whole.
 
     Raises
     ------
@@ -90,9 +91,18 @@ def encode(entries: Sequence[Entry], most: int) -> Iterator[tuple[int, wire.Segm
     if len(entries) == 1 or wire.size(frame) <= most:
         yield len(entries), frame
         return
-    middle = len(entries) // 2
-    yield from encode(entries[:middle], most)
-    yield from encode(entries[middle:], most)
+    sizes = [wire.size(wire.dumps([entry])) for entry in entries]
+    if sum(sizes) > 2 * wire.size(frame):
+        yield len(entries), frame
+        return
+    del frame
+    first, weight = 0, 0
+    for index, size in enumerate(sizes):
+        if index > first and weight + size > most:
+            yield index - first, wire.dumps(list(entries[first:index]))
+            first, weight = index, 0
+        weight += size
+    yield len(entries) - first, wire.dumps(list(entries[first:]))
 
 
 def decode(frame: bytes, first: int) -> Block:

@@ -51,8 +51,8 @@ LOAD_AHEAD = 512
 FETCH_BYTES = 64 * 1024 * 1024
 """Bytes of inputs to read ahead of the running tasks."""
 FETCH_MOST = 4096
-FETCH_LEAST = 32
-"""Objects to read ahead, whatever their size."""
+FETCH_FIRST = 32
+"""Objects to read while nothing is known of their size."""
 STARVED_MOST = 8
 """Tasks set aside for their literals; more would only fill the memory."""
 
@@ -312,9 +312,9 @@ class Engine:
 
     def _fetch(self) -> None:
         """Ask for the inputs of the next frontier tasks: at least one task's, at most a window."""
-        most = FETCH_MOST
+        most = FETCH_FIRST
         if self._object_bytes:
-            most = int(max(FETCH_LEAST, min(most, FETCH_BYTES / self._object_bytes)))
+            most = int(min(FETCH_MOST, FETCH_BYTES / self._object_bytes))
         wanted: list[int] = []
         while self._window < self._ahead:
             spec = self._specs.get(self._frontier[self._window])

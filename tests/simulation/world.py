@@ -576,7 +576,7 @@ class _small_windows:  # noqa: N801 - reads as a statement
             "RUN_LIMIT": rng.choice((1, 2, 256)),
             "LOAD_AHEAD": rng.choice((1, 2, 512)),
             "FETCH_MOST": rng.choice((1, 3, 4096)),
-            "FETCH_LEAST": 1,
+            "FETCH_FIRST": rng.choice((1, 2, 32)),
             "STARVED_MOST": rng.choice((1, 8)),
         }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from operator import add
 from typing import Any
 
@@ -79,3 +80,32 @@ def test_shared_strings_are_pickled_once() -> None:
     same = "a-rather-long-key-" * 10
     (_, frame) = next(iter(blocks.encode(many([same] * 200), 10**9)))
     assert wire.size(frame) < 200 * 100
+
+
+def test_a_block_that_is_cut_is_pickled_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = 0
+    real = wire.dumps
+
+    def dumps(value: object) -> wire.Segments:
+        nonlocal pickled
+        segments = real(value)
+        pickled += wire.size(segments)
+        return segments
+
+    monkeypatch.setattr(wire, "dumps", dumps)
+    tasks = [entry(os.urandom(5000).hex()) for _ in range(64)]
+    cut = list(blocks.encode(tasks, 30_000))
+    assert sum(count for count, _ in cut) == 64
+    assert max(wire.size(frame) for _, frame in cut) <= 30_000
+    assert pickled < 3.1 * 64 * 10_000
+
+
+def test_what_tasks_share_is_not_repeated() -> None:
+    shared = os.urandom(1_000_000)
+    ((count, frame),) = blocks.encode([entry(shared) for _ in range(100)], 10_000)
+    assert count == 100
+    assert wire.size(frame) < 1_100_000
+
+
+def entry(constant: object) -> Entry:
+    return (Task("k", str, TaskRef("x")), (), (), {"x": constant}, (), (), False)

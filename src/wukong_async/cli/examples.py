@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from dask import delayed
@@ -27,6 +28,10 @@ class Example:
     """How many times smaller each dimension is than in the original, unless run in full."""
     needs: str | None = None
     """A package that not everybody has."""
+
+    def missing(self) -> str | None:
+        """The package that is needed and is not here."""
+        return self.needs if self.needs and find_spec(self.needs) is None else None
 
 
 def incr(x: int) -> int:

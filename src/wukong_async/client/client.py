@@ -244,7 +244,10 @@ class WukongClient:
         with self._starting:
             if self._scheduler is None and not self._closed and self._thread is None:
                 self.start()
-        self._forbid_loop("client.get, x.compute() or dask.compute(x)", "await client.compute(x)")
+        self._forbid_loop(
+            "client.get, x.compute() or dask.compute(x)",
+            "await client.compute(x)` of an `async with WukongClient()",
+        )
         return self._block(self._get(dsk, keys))
 
     async def _compute(self, args: tuple[Any, ...], keys: Any, optimize_graph: bool) -> Any:
@@ -306,10 +309,9 @@ class WukongClient:
 
     def _forbid_loop(self, used: str, instead: str) -> None:
         try:
-            loop = asyncio.get_running_loop()
+            asyncio.get_running_loop()
         except RuntimeError:
             return
-        if self._loop is None or loop is self._loop:
-            raise ClientStateError(
-                f"{used} blocks, and an event loop is running in this thread: use `{instead}`."
-            )
+        raise ClientStateError(
+            f"{used} blocks, and an event loop is running in this thread: use `{instead}`."
+        )

@@ -107,6 +107,7 @@ class Loopback:
             )
         self._check_signature(http.headers.get("Authorization", ""))
         self._check_function(unquote(matched["name"]), http.query.get("Qualifier"))
+        client_context = self._client_context(http)
         kind = self._invocation_type(http)
         most = MOST_ASYNCHRONOUS if kind is InvocationType.EVENT else MOST_SYNCHRONOUS
         payload = await self._payload(http, most)
@@ -118,7 +119,7 @@ class Loopback:
             payload,
             kind,
             time.monotonic(),
-            http.headers.get("X-Amz-Client-Context"),
+            client_context,
         )
         waiting = self.pool.submit(request)
         if waiting is None:
@@ -182,6 +183,20 @@ class Loopback:
                 HTTPStatus.BAD_REQUEST,
                 "InvalidParameterValueException",
                 f"{named!r} is not one of {', '.join(InvocationType)}.",
+            ) from None
+
+    def _client_context(self, http: web.BaseRequest) -> str | None:
+        """The context, as one line of ASCII: it travels on in a header."""
+        encoded = http.headers.get("X-Amz-Client-Context")
+        if encoded is None:
+            return None
+        try:
+            return json.dumps(json.loads(base64.b64decode(encoded, validate=True)))
+        except ValueError as error:
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST,
+                "InvalidRequestContentException",
+                f"Client context must be a valid Base64-encoded JSON object. ({error})",
             ) from None
 
     async def _payload(self, http: web.BaseRequest, most: int) -> bytes:
@@ -259,8 +274,7 @@ class Loopback:
             "Lambda-Runtime-Trace-Id": f"Root=1-{int(time.time()):08x}-{uuid.uuid4().hex[:24]}",
         }
         if request.client_context:
-            context = base64.b64decode(request.client_context).decode()
-            headers["Lambda-Runtime-Client-Context"] = context
+            headers["Lambda-Runtime-Client-Context"] = request.client_context
         return web.Response(body=request.payload, headers=headers, content_type="application/json")
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
+import random
 import sys
 import time
 from collections import OrderedDict
@@ -20,6 +22,8 @@ from wukong_async.errors import ClusterError
 from wukong_async.local.function import EventInvokeConfig, Function, InvocationType, Request
 from wukong_async.local.sandbox import Sandbox
 from wukong_async.local.valkey import Valkey
+
+log = logging.getLogger("wukong.local")
 
 ACCOUNT = "000000000000"
 MB = 1024 * 1024
@@ -137,7 +141,13 @@ class Pool:
             sandbox = Sandbox(number, environment, self.configuration.handler)
             self.sandboxes[number] = sandbox
             self.counters.sandboxes += 1
-            await sandbox.start()
+            try:
+                await sandbox.start()
+            except (OSError, RuntimeError) as error:
+                # Out of processes or files, or another loop spawns at this moment: not for ever.
+                log.warning("a sandbox cannot be started: %s", error)
+                await asyncio.sleep(random.uniform(0, RESPAWN_PAUSE))
+                continue
             self.valkey.watch(sandbox.pid)
             if self._stopping:
                 sandbox.kill()

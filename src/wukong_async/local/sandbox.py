@@ -56,7 +56,8 @@ class Sandbox:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "awslambdaric", self._handler),
+                # -P: the working directory is on PYTHONPATH where the parent has it on its path.
+                *("-P", "-m", "awslambdaric", self._handler),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_fd,
                 stderr=write_fd,

@@ -40,7 +40,7 @@ log = logging.getLogger("wukong.scheduler")
 
 UNSTARTED = 60
 """How often an executor that never began is invoked again. With a grace that doubles up to eight
-times over, that is more than an hour for the default of 10 s: it may only wait for a free sandbox."""
+times over, that is more than an hour for the default of 10 s: it may wait for a free sandbox."""
 LARGE = 1_000_000
 """Results of more bytes than this are unpickled off the loop."""
 

@@ -15,13 +15,15 @@ from wukong_async import blocks, graph, plan, wire
 from wukong_async.blocks import Entry, PlanFacts
 from wukong_async.collector import collector_paused
 from wukong_async.config import Settings
-from wukong_async.errors import SerializationError
+from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import TaskGraph
 from wukong_async.plan import Plan
 from wukong_async.store import block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
 """Literals of these types are not worth a look."""
+MOST_BLOCK = 500_000_000
+"""Bytes; Redis and Valkey end a string at 512 MB. Values of their own are stored in parts."""
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of blocks and literals serialised before they are sent."""
 
@@ -119,6 +121,13 @@ class Upload:
             start = first
             try:
                 for count, frame in blocks.encode(entries, self.settings.block_size):
+                    if wire.size(frame) > MOST_BLOCK:
+                        raise GraphError(
+                            f"Task {self.plan.keys[start]!r} and its block carry"
+                            f" {wire.size(frame) / 1e6:.0f} MB of arguments, more than the store"
+                            " takes in one piece. Pass large arguments as values of their own:"
+                            " dask.delayed(argument)."
+                        )
                     yield block_name(len(self.starts)), frame
                     self.starts.append(start)
                     start += count
