@@ -26,13 +26,15 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.backends import BACKENDS, WORKERS, Backend
+from benchmarks.counting import Counts
 from benchmarks.workloads import WORKLOADS, Workload
 
+PACKAGES = ("wukong-async", "dask", "distributed", "numpy")
 HEAD = (
     "workload",
     "backend",
@@ -74,6 +76,8 @@ class Measured:
                 "max": max(self.seconds),
             },
             "correct": self.correct,
+            # Only some backends can be counted; the rows are alike all the same.
+            **dict.fromkeys(field.name for field in dataclasses.fields(Counts)),
             **self.counts,
         }
 
@@ -158,13 +162,20 @@ def run(options: argparse.Namespace) -> int:
             },
             "versions": {
                 "python": platform.python_version(),
-                **{n: version(n) for n in ("wukong-async", "dask", "distributed", "numpy")},
+                **{name: _version(name) for name in PACKAGES},
             },
             "settings": {"workers": WORKERS, "blas_threads": 1, "repeat": options.repeat},
             "results": rows,
         }
         options.json.write_text(json.dumps(document, indent=2) + "\n")
     return 0 if all(row["correct"] for row in rows) else 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _backends(text: str) -> list[str]:
