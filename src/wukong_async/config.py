@@ -204,7 +204,8 @@ def _coerce(name: str, annotation: object, value: object, unit: str) -> object:
         case "tuple[str, ...]":
             return _endpoints(name, value)
     expected = str(annotation) + (f" ({unit})" if unit else "")
-    raise ConfigError(f"wukong.{name} must be {expected}, not {value!r}.")
+    shown = REDACTED if "secret" in name else repr(value)
+    raise ConfigError(f"wukong.{name} must be {expected}, not {shown}.")
 
 
 def _parsed(name: str, value: str, parse: typing.Callable[[str], typing.Any]) -> typing.Any:

@@ -282,3 +282,16 @@ async def test_a_local_cluster_has_nothing_to_do_with_a_proxy_of_the_environment
             assert client._scheduler is not None
             assert client._scheduler.settings.proxy_address is None
             assert await client.compute(delayed(inc)(1)) == 2
+
+
+async def test_two_clients_may_start_one_cluster() -> None:
+    cluster = LocalCluster(1)
+    first, second = WukongClient(cluster), WukongClient(cluster)
+    await asyncio.gather(first.__aenter__(), second.__aenter__())
+    assert await asyncio.gather(*(c.compute({"a": (inc, 1)}, "a") for c in (first, second))) == [
+        2,
+        2,
+    ]
+    await second.aclose()
+    await first.aclose()
+    assert not cluster.running

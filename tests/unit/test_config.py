@@ -101,3 +101,9 @@ def test_every_setting_is_described_and_in_the_table() -> None:
     for spec in dataclasses.fields(Settings):
         assert spec.metadata["doc"]
         assert f"`{spec.name}`" in table, f"{spec.name} is missing in docs/configuration.md"
+
+
+def test_a_secret_is_not_shown_in_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"wukong.proxy_secret must be str") as caught:
+        Settings.load({"proxy_secret": 12345678})
+    assert "1234" not in str(caught.value)

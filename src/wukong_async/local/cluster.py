@@ -7,6 +7,7 @@ import atexit
 import os
 import secrets
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -113,6 +114,8 @@ class LocalCluster:
         self._proxy: ProxyServer | None = None
         self._proxy_secret = secrets.token_hex(16)
         self._thread: LoopThread | None = None
+        self._up = False
+        self._starting = threading.RLock()  # Several clients may enter it at once.
         self._valkey: Valkey | None = None
         self._loopback: Loopback | None = None
 
@@ -125,23 +128,26 @@ class LocalCluster:
     @property
     def running(self) -> bool:
         """Whether it is started and not closed."""
-        return self._thread is not None
+        return self._up
 
     def start(self) -> Self:
         """Start and wait until every sandbox is warm. Does nothing if it runs already."""
-        if self.running:
+        with self._starting:
+            if self._up:
+                return self
+            self._thread = LoopThread("wukong-local-cluster")
+            atexit.register(self.close)
+            try:
+                self._thread.run(self._start())
+            except BaseException:
+                self.close()
+                raise
+            self._up = True
             return self
-        self._thread = LoopThread("wukong-local-cluster")
-        atexit.register(self.close)
-        try:
-            self._thread.run(self._start())
-        except BaseException:
-            self.close()
-            raise
-        return self
 
     def close(self) -> None:
         """Stop everything. May be called twice."""
+        self._up = False
         thread, self._thread = self._thread, None
         if thread is None:
             return
