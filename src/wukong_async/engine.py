@@ -48,8 +48,9 @@ RUN_LIMIT = 256
 """Tasks in one Run: enough to make the hand-over to the worker thread (50 µs) cheap."""
 LOAD_AHEAD = 512
 """Frontier tasks whose blocks are loaded before it is their turn: two blocks' worth."""
-FETCH_BYTES = 64 * 1024 * 1024
-"""Bytes of inputs to read ahead of the running tasks."""
+FETCH_BYTES = 256 * 1024 * 1024
+"""Bytes of inputs to hold for the running and the next tasks. With a quarter of it, a product of
+matrices in blocks of 8 MB reads most of them again."""
 FETCH_MOST = 4096
 FETCH_FIRST = 32
 """Objects to read while nothing is known of their size."""
