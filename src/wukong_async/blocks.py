@@ -19,6 +19,9 @@ from wukong_async import wire
 from wukong_async.collector import collector_paused
 from wukong_async.protocol import TaskSpec
 
+MOST_SHARED = 64 * 1024 * 1024
+"""Bytes of a block that stays whole for the sake of what its tasks share."""
+
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
 Entry: TypeAlias = tuple[
     Node,
@@ -92,7 +95,7 @@ def encode(entries: Sequence[Entry], most: int) -> Iterator[tuple[int, wire.Segm
         yield len(entries), frame
         return
     sizes = [wire.size(wire.dumps([entry])) for entry in entries]
-    if sum(sizes) > 2 * wire.size(frame):
+    if sum(sizes) > 2 * wire.size(frame) and wire.size(frame) <= MOST_SHARED:
         yield len(entries), frame
         return
     del frame

@@ -148,6 +148,14 @@ def is_graph(value: object) -> bool:
     return isinstance(value, Mapping) or hasattr(value, "__dask_graph__")
 
 
+def are_keys_of(keys: object, graph: object) -> bool:
+    """Whether two arguments are a graph and its keys, and not containers of collections."""
+    if not is_graph(graph) or unpack_collections(keys)[0]:
+        return False
+    values = graph.values() if type(graph) is dict else ()
+    return not any(map(is_dask_collection, values))
+
+
 def sinks(graph: object) -> list[Key]:
     """The keys of a graph that nothing else in it depends on."""
     mapping = materialise(graph)

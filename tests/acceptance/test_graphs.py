@@ -276,3 +276,9 @@ async def test_a_literal_of_unknown_weight_travels_once(
     total = delayed(sum)([delayed(predict)(model, i) for i in range(40)])
     assert await client.compute(total) == 40 * 500_000 + sum(range(40))
     assert cluster.stats().store_bytes_in - before < 1_000_000
+
+
+async def test_two_containers_of_collections_are_no_graph(client: WukongClient) -> None:
+    one, two = delayed(inc)(1), delayed(inc)(2)
+    assert await client.compute({"a": one}, {"b": two}) == ({"a": 2}, {"b": 3})
+    assert await client.compute({"a": one}, [two]) == ({"a": 2}, [3])

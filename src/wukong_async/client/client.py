@@ -253,7 +253,7 @@ class WukongClient:
     async def _compute(self, args: tuple[Any, ...], keys: Any, optimize_graph: bool) -> Any:
         if not args:
             raise TypeError("compute needs a collection or a graph.")
-        if keys is None and len(args) == 2 and graphs.is_graph(args[0]):
+        if keys is None and len(args) == 2 and graphs.are_keys_of(args[1], args[0]):
             keys, args = args[1], args[:1]
         if keys is not None and len(args) == 1 and graphs.is_graph(args[0]):
             # Nothing is looked for in the graph: that takes longer than planning, and would use up
