@@ -1,6 +1,6 @@
 """Blocks: the numbered tasks of a plan, serialised once each, as executors read them.
 
-A block is a frame of wire.py that holds a list with one entry for each of its tasks::
+A block is a frame of wire.py with one entry for each of its tasks, pickled one by one::
 
     (node, names, sources, constants, consumers, degrees, requested)
 
@@ -11,16 +11,13 @@ output (≥ 0) or a large literal (< 0). `constants` are small literals, by name
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from wukong_async import wire
 from wukong_async.collector import collector_paused
 from wukong_async.protocol import TaskSpec
-
-MOST_SHARED = 64 * 1024 * 1024
-"""Bytes of a block that stays whole for the sake of what its tasks share."""
 
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
 Entry: TypeAlias = tuple[
@@ -80,51 +77,52 @@ class Block:
     programs: dict[int, Program]
 
 
-def encode(entries: Sequence[Entry], most: int) -> Iterator[tuple[int, wire.Segments]]:
-    """Cut tasks into blocks of at most `most` bytes, but for single tasks: (tasks, frame) each.
+class Unreadable(Exception):
+    """A task of a block cannot be unpickled here; `__cause__` says why."""
 
-    Most tasks are pickled once, those of a block that has to be cut three times. What tasks share
-    is pickled once for a block, so one whose parts would weigh twice as much stays whole.
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
+    """A block of the first tasks, of about `most` bytes: how many they are, and its frame.
+
+    What tasks share is pickled once for a block; tasks that share most of what they weigh stay
+    together.
 
     Raises
     ------
-    wukong_async.errors.SerializationError
+    wukong_async.wire.ItemError
+        For the task that does not pickle.
     """
-    frame = wire.dumps(list(entries))
-    if len(entries) == 1 or wire.size(frame) <= most:
-        yield len(entries), frame
-        return
-    sizes = [wire.size(wire.dumps([entry])) for entry in entries]
-    if sum(sizes) > 2 * wire.size(frame) and wire.size(frame) <= MOST_SHARED:
-        yield len(entries), frame
-        return
-    del frame
-    first, weight = 0, 0
-    for index, size in enumerate(sizes):
-        if index > first and weight + size > most:
-            yield index - first, wire.dumps(list(entries[first:index]))
-            first, weight = index, 0
-        weight += size
-    yield len(entries) - first, wire.dumps(list(entries[first:]))
+    return wire.dumps_some(entries, most)
 
 
 def decode(frame: bytes, first: int) -> Block:
-    """The tasks of a block whose first one has number `first`."""
+    """The tasks of a block whose first one has number `first`.
+
+    Raises
+    ------
+    Unreadable
+    """
     specs: list[TaskSpec] = []
     programs: dict[int, Program] = {}
     with collector_paused():
-        entries: list[Entry] = wire.loads(frame)
-        for number, entry in enumerate(entries, first):
-            node, names, sources, constants, consumers, degrees, requested = entry
-            inputs = sources
-            literals: tuple[int, ...] = ()
-            if sources and min(sources) < 0:
-                inputs = tuple([s for s in sources if s >= 0])
-                literals = tuple({s: None for s in sources if s < 0})
-            if len(inputs) > 1:
-                inputs = tuple(dict.fromkeys(inputs))
-            specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
-            programs[number] = Program(node, names, sources, constants)
+        try:
+            for number, entry in enumerate(wire.loads_some(frame), first):
+                node, names, sources, constants, consumers, degrees, requested = entry
+                inputs = sources
+                literals: tuple[int, ...] = ()
+                if sources and min(sources) < 0:
+                    inputs = tuple([s for s in sources if s >= 0])
+                    literals = tuple({s: None for s in sources if s < 0})
+                if len(inputs) > 1:
+                    inputs = tuple(dict.fromkeys(inputs))
+                specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
+                programs[number] = Program(node, names, sources, constants)
+        except wire.ItemError as error:
+            raise Unreadable(first + error.index) from error.__cause__
     return Block(specs, programs)
 
 

@@ -3,7 +3,8 @@
 A failure is a msgpack list that starts with its kind; the scripts write some kinds themselves, so
 this page and store/lua must agree:
 
-    task       number, key, pickled exception or empty, type, text, traceback, request id, executor
+    task       number, pickled exception or empty, type, text, traceback, request id, executor
+    unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     mismatch   what differs
     lost       executor, attempts, packed frontier
@@ -16,9 +17,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from wukong_async import wire
 from wukong_async.errors import (
@@ -26,6 +27,7 @@ from wukong_async.errors import (
     JobCancelled,
     ProtocolError,
     RemoteTraceback,
+    SerializationError,
     StoreLost,
     TaskError,
     VersionMismatch,
@@ -35,13 +37,13 @@ MOST_TEXT = 100_000
 MOST_PICKLE = 1_000_000
 NOT_TO_RAISE = (StopIteration, concurrent.futures.CancelledError)
 """Python gives these a meaning of its own where a coroutine or a future raises them."""
+WHY_LOST = "Check its memory limit and eviction policy (`noeviction` is required)."
 NAMED = 5
 """Tasks that a message names before it says how many more there are."""
 
 
 def task_failed(
     task: int,
-    key: object,
     error: BaseException,
     *,
     hidden: Callable[[str], bool],
@@ -55,28 +57,25 @@ def task_failed(
     hidden
         Says of a file name whether its frames, at the top of the traceback, are ours.
     """
-    trace = error.__traceback__
-    while trace is not None and hidden(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
-    story = _format(error, trace)
+    name, text, story = _told(error, hidden)
     # It travels as text. Where tblib is installed it would be pickled too, with our frames.
     # Not by assignment, which a frozen dataclass forbids.
     BaseException.with_traceback(error, None)
-    return wire.pack(
-        [
-            "task",
-            task,
-            _text(repr(key)),
-            _pickled(error),
-            _text(name),
-            _text(_safe_str(error)),
-            _text(story),
-            request_id,
-            executor,
-        ]
-    )
+    return wire.pack(["task", task, _pickled(error), name, text, story, request_id, executor])
+
+
+def unreadable(
+    what: Literal["plan", "value"],
+    number: int,
+    error: BaseException,
+    *,
+    hidden: Callable[[str], bool],
+    request_id: str,
+    executor: str,
+) -> bytes:
+    """Something cannot be unpickled in the function: a task's part of the plan, or a value."""
+    told = _told(error, hidden)
+    return wire.pack(["unreadable", what, number, *told, request_id, executor])
 
 
 def input_lost(objects: Sequence[int]) -> bytes:
@@ -94,23 +93,28 @@ def cancelled(reason: str) -> bytes:
     return wire.pack(["cancelled", _text(reason)])
 
 
-def rebuild(blob: bytes, keys: Sequence[Hashable]) -> Exception:
+def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
     """The exception to raise in the caller.
 
     Parameters
     ----------
-    keys
-        Task number → key.
+    name_of
+        Number of a task (≥ 0) or a literal (< 0) → its name, for messages.
     """
     match wire.unpack(blob):
-        case [b"task", int(), key, pickled, name, text, trace, request_id, executor]:
-            return _task_error(
-                pickled, *(_decoded(t) for t in (key, name, text, trace, request_id, executor))
+        case [b"task", int(task), pickled, *told]:
+            return _task_error(name_of(task), pickled, *map(_decoded, told))
+        case [b"unreadable", what, int(number), *told]:
+            return _unreadable_error(what, number, name_of(number), *map(_decoded, told))
+        case [b"input", []]:
+            return StoreLost(
+                "The store has lost a part of the plan, which an executor still had to read."
+                f" {WHY_LOST}"
             )
         case [b"input", objects]:
             return StoreLost(
-                f"The store has lost {_names(objects, keys)}, which a task still had to read."
-                " Check its memory limit and eviction policy (`noeviction` is required)."
+                f"The store has lost {_names(objects, name_of)}, which a task still had to read."
+                f" {WHY_LOST}"
             )
         case [b"mismatch", difference]:
             return VersionMismatch(
@@ -120,14 +124,14 @@ def rebuild(blob: bytes, keys: Sequence[Hashable]) -> Exception:
         case [b"lost", executor, attempts, frontier]:
             return ExecutorLost(
                 f"Executor {_decoded(executor)} vanished {attempts} times (wukong.max_attempts)"
-                f" while it worked on {_names(wire.unpack(frontier), keys)} and what follows."
+                f" while it worked on {_names(wire.unpack(frontier), name_of)} and what follows."
                 " Out of memory, or past the function's time limit? The function's log tells. A"
                 " task that holds Python's GIL for longer than wukong.lease looks the same."
             )
         case [b"unstarted", executor, _, frontier]:
             return ExecutorLost(
                 f"The invocation of executor {_decoded(executor)} was sent again and again, but"
-                f" never began work on {_names(wire.unpack(frontier), keys)}. Does the function"
+                f" never began work on {_names(wire.unpack(frontier), name_of)}. Does the function"
                 " start, reach the store, and have free concurrency? Its log tells."
             )
         case [b"cancelled", reason]:
@@ -138,7 +142,13 @@ def rebuild(blob: bytes, keys: Sequence[Hashable]) -> Exception:
 
 
 def _task_error(
-    pickled: bytes, key: str, name: str, text: str, trace: str, request_id: str, executor: str
+    key: str,
+    pickled: bytes,
+    name: str,
+    text: str,
+    trace: str,
+    request_id: str,
+    executor: str,
 ) -> Exception:
     where = f"wukong: task {key} failed in executor {executor}, request {request_id}"
     error: BaseException | None = None
@@ -150,10 +160,45 @@ def _task_error(
     if not isinstance(error, Exception) or isinstance(error, NOT_TO_RAISE):
         # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
         return TaskError(f"{name}: {text}\n{where}\n\n{trace}")
+    return _noted(error, trace, where)
+
+
+def _unreadable_error(
+    what: bytes,
+    number: int,
+    key: str,
+    name: str,
+    text: str,
+    trace: str,
+    request_id: str,
+    executor: str,
+) -> Exception:
+    if what == b"plan":
+        subject = f"task {key}"
+    else:
+        subject = key if number < 0 else f"the output of task {key}"
+    error = SerializationError(
+        f"The function cannot unpickle {subject}: {name}: {text}. Does it lack a module that this"
+        " graph uses?"
+    )
+    return _noted(error, trace, f"wukong: in executor {executor}, request {request_id}")
+
+
+def _noted(error: Exception, trace: str, note: str) -> Exception:
     # Around the class's own __setattr__: a frozen dataclass forbids it.
     object.__setattr__(error, "__cause__", RemoteTraceback(trace))
-    object.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), where])
+    object.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), note])
     return error
+
+
+def _told(error: BaseException, hidden: Callable[[str], bool]) -> tuple[bytes, bytes, bytes]:
+    """Type, text and traceback of an error, as they travel."""
+    trace = error.__traceback__
+    while trace is not None and hidden(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
+    return _text(name), _text(_safe_str(error)), _text(_format(error, trace))
 
 
 def _pickled(error: BaseException) -> bytes:
@@ -217,7 +262,6 @@ def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
-def _names(tasks: Sequence[int], keys: Sequence[Hashable]) -> str:
-    shown = [repr(keys[t]) if 0 <= t < len(keys) else f"literal {t}" for t in tasks[:NAMED]]
-    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
-    return ", ".join(shown) + more
+def _names(numbers: Sequence[int], name_of: Callable[[int], str]) -> str:
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return ", ".join(map(name_of, numbers[:NAMED])) + more

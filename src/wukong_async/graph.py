@@ -9,12 +9,23 @@ It is no task: it is part of the plan, durable before the job begins, and whoeve
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_task
+from dask._task_spec import (
+    Alias,
+    DataNode,
+    GraphNode,
+    List,
+    Set,
+    Task,
+    TaskRef,
+    Tuple,
+    convert_legacy_task,
+)
 from dask.base import collections_to_expr, is_dask_collection, unpack_collections
 from dask.core import flatten
 from dask.delayed import Delayed
@@ -141,6 +152,36 @@ def parts(node: Node) -> Iterator[tuple[str, object]]:
         yield "its function", node.func
 
 
+def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:
+    """`node` with references in place of those of its parts for which `name_of` has a name.
+
+    Parameters
+    ----------
+    name_of
+        Label for messages, part → the name under which the part will be provided, or None.
+    """
+    if type(node) not in {Task, List, Tuple, Set}:
+        return node
+
+    def replaced(label: str, part: object) -> object:
+        if isinstance(part, TaskRef | Alias):
+            return part
+        if isinstance(part, GraphNode) and not isinstance(part, DataNode):
+            return set_apart(part, lambda _, inner: name_of(label, inner))
+        name = name_of(label, part.value if isinstance(part, DataNode) else part)
+        return part if name is None else TaskRef(name)
+
+    args = [replaced(f"argument {index}", part) for index, part in enumerate(node.args)]
+    if type(node) is not Task:  # A list, a tuple or a set with nodes in it.
+        same = all(map(operator.is_, args, node.args))
+        return node if same else type(node)(*args)
+    kwargs = {name: replaced(f"argument {name!r}", part) for name, part in node.kwargs.items()}
+    function = node.func
+    if (name := name_of("its function", function)) is not None:
+        function, args = operator.call, [TaskRef(name), *args]
+    return Task(node.key, function, *args, **kwargs)
+
+
 def is_graph(value: object) -> bool:
     """Whether `value` is a graph of its own rather than a collection of some kind."""
     if is_dask_collection(value):
@@ -216,14 +257,16 @@ def _resolver(aliases: Mapping[Key, Key]) -> Callable[[Key], Key]:
     def resolve(key: Key) -> Key:
         if key not in aliases:
             return key
-        trail = [key]
+        trail = {key: None}
         while (key := aliases[key]) in aliases:
             if key in known:
                 key = known[key]
                 break
-            trail.append(key)
-            if len(trail) > len(aliases):
-                raise CycleError(f"The aliases {trail[0]!r} and {key!r} lead to each other.")
+            if key in trail:
+                cycle = [*trail][[*trail].index(key) :]
+                shown = " is ".join(repr(k) for k in [*cycle[:6], key])
+                raise CycleError(f"Aliases lead nowhere: {shown}.")
+            trail[key] = None
         known.update(dict.fromkeys(trail, key))
         return key
 

@@ -13,13 +13,17 @@ memory); read-only ones are views on the frame.
 Plain pickle is tried first because it is several times faster; cloudpickle is the answer where
 plain pickle fails or names what only this process can import (`__main__`, modules registered
 for pickling by value).
+
+A frame of many values (`dumps_some`) has their pickles one after the other, all made by one
+pickler: what they share is written once, and whoever reads them knows which one cannot be read.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -35,8 +39,18 @@ OUT_OF_BAND = 0x02
 ALIGNMENT = 64
 SMALL_BUFFER = 1024
 """Buffers below this many bytes stay in the pickle: a header entry would cost as much."""
+MOST_SHARED = 64 * 1024 * 1024
+"""Bytes of a frame of many that stays whole for the sake of what its values share."""
 
 _LENGTH = struct.Struct("<BI")
+
+
+class ItemError(SerializationError):
+    """One of many values does not pickle, or does not come back; `__cause__` says why."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 def dumps(value: object) -> Segments:
@@ -47,31 +61,42 @@ def dumps(value: object) -> Segments:
     SerializationError
         If neither pickle nor cloudpickle can; its cause is what cloudpickle raised.
     """
-    buffers: list[pickle.PickleBuffer] = []
-
-    def keep(buffer: pickle.PickleBuffer) -> bool:
-        """Whether the buffer goes in band."""
-        if buffer.raw().nbytes < SMALL_BUFFER:
-            return True
-        buffers.append(buffer)
-        return False
-
+    buffers = _Buffers()
     try:
-        body = pickle.dumps(value, protocol=5, buffer_callback=keep)
+        body = pickle.dumps(value, protocol=5, buffer_callback=buffers.keep)
         by_value = _names_local_code(body)
     except Exception:
         by_value = True
     if by_value:
         buffers.clear()
         try:
-            body = cloudpickle.dumps(value, protocol=5, buffer_callback=keep)
+            body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.keep)
         except Exception as error:
             raise SerializationError(
                 f"cannot pickle a {type(value).__qualname__}: {error}"
             ) from error
-    if not buffers:
-        return [bytes((IN_BAND,)), body]
-    return _frame(body, [buffer.raw() for buffer in buffers])
+    return _frame(body, buffers)
+
+
+def dumps_some(values: Sequence[object], most: int) -> tuple[int, Segments]:
+    """Serialise the first of `values` into a frame of about `most` bytes: how many, and the frame.
+
+    A value that would weigh as much in the next frame is left for it. So there is at least one, and
+    more than `most` bytes only for a single value or for the sake of what the values share.
+
+    Raises
+    ------
+    ItemError
+        For the value that neither pickle nor cloudpickle can serialise.
+    """
+    try:
+        count, body, buffers = _dump_some(values, most, pickle.Pickler)
+        by_value = _names_local_code(body)
+    except Exception:
+        by_value = True
+    if by_value:
+        count, body, buffers = _dump_some(values, most, cloudpickle.Pickler)
+    return count, _frame(body, buffers)
 
 
 def loads(frame: Buffer) -> Any:
@@ -82,11 +107,40 @@ def loads(frame: Buffer) -> Any:
     SerializationError
         If the frame is damaged. What unpickling itself raises passes through.
     """
+    body, buffers = _parse(frame)
+    return pickle.loads(body, buffers=buffers)
+
+
+def loads_some(frame: Buffer) -> Iterator[Any]:
+    """The values of a frame made by `dumps_some`.
+
+    Raises
+    ------
+    ItemError
+        For the value that cannot be unpickled.
+    SerializationError
+        If the frame is damaged.
+    """
+    body, buffers = _parse(frame)
+    file = io.BytesIO(body)
+    unpickler = pickle.Unpickler(file, buffers=iter(buffers))
+    index = 0
+    while file.tell() < len(body):
+        try:
+            value = unpickler.load()
+        except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
+            raise ItemError(index, f"{type(error).__name__}: {error}") from error
+        yield value
+        index += 1
+
+
+def _parse(frame: Buffer) -> tuple[memoryview, Sequence[Buffer]]:
+    """The pickle of a frame and its buffers."""
     view = memoryview(frame)
     if not view:
         raise SerializationError("an empty frame is not a value")
     if view[0] == IN_BAND:
-        return pickle.loads(view[1:])
+        return view[1:], ()
     if view[0] != OUT_OF_BAND:
         raise SerializationError(f"unknown frame tag {view[0]:#04x}")
     _, header_length = _LENGTH.unpack_from(view)
@@ -102,7 +156,7 @@ def loads(frame: Buffer) -> Any:
         if len(part) != size:
             raise SerializationError("the frame ends inside a buffer")
         buffers.append(bytearray(part) if writable else part.toreadonly())
-    return pickle.loads(body, buffers=buffers)
+    return body, buffers
 
 
 def size(segments: Sequence[Buffer]) -> int:
@@ -133,7 +187,48 @@ def _names_local_code(body: bytes) -> bool:
     return any(name.encode() in body for name in registered)
 
 
-def _frame(body: bytes, buffers: list[memoryview]) -> Segments:
+class _Buffers(list[memoryview]):
+    """Out-of-band buffers, as a pickler's `buffer_callback` collects them."""
+
+    def keep(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether the buffer goes in band."""
+        raw = buffer.raw()
+        if raw.nbytes < SMALL_BUFFER:
+            return True
+        self.append(raw)
+        return False
+
+
+def _dump_some(values: Sequence[object], most: int, kind: Any) -> tuple[int, bytes, _Buffers]:
+    buffers = _Buffers()
+    file = io.BytesIO()
+    pickler = kind(file, protocol=5, buffer_callback=buffers.keep)
+    dump, tell = pickler.dump, file.tell
+    end, held, weight = 0, 0, 0
+    for index, value in enumerate(values):
+        try:
+            dump(value)
+        except Exception as error:
+            raise ItemError(
+                index, f"cannot pickle a {type(value).__qualname__}: {error}"
+            ) from error
+        position = tell()
+        grown = position - end
+        if len(buffers) > held:
+            grown += sum(map(len, buffers[held:]))
+        if index and weight + grown > most:
+            alone = size(dumps(value))
+            if alone <= 2 * grown or weight + grown > MOST_SHARED:
+                del buffers[held:]
+                return index, file.getvalue()[:end], buffers
+            most += most  # It shares most of its weight: look again when there is as much more.
+        end, held, weight = position, len(buffers), weight + grown
+    return len(values), file.getvalue(), buffers
+
+
+def _frame(body: bytes, buffers: Sequence[memoryview]) -> Segments:
+    if not buffers:
+        return [bytes((IN_BAND,)), body]
     header = msgpack.packb([len(body), [(b.nbytes, not b.readonly) for b in buffers]])
     segments: list[Buffer] = [_LENGTH.pack(OUT_OF_BAND, len(header)), header]
     offset = _LENGTH.size + len(header)

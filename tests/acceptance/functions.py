@@ -151,3 +151,18 @@ def _not_here() -> None:
 
 def make_only_there() -> OnlyThere:
     return OnlyThere()
+
+
+class HomeLeaver:
+    """Ends whoever unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, ("at home",)
+
+
+def make_home_leaver() -> HomeLeaver:
+    return HomeLeaver()
+
+
+def add_lengths(*values: Any) -> int:
+    return sum(map(len, values))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from tests.acceptance.functions import (
     Unpicklable,
     UnprintableError,
     add,
+    add_lengths,
     exit_process,
     fails,
     fails_pickily,
@@ -24,6 +28,7 @@ from tests.acceptance.functions import (
     identity,
     inc,
     make_generator,
+    make_home_leaver,
     make_only_there,
     system_exit,
 )
@@ -124,25 +129,55 @@ async def test_a_result_that_cannot_be_unpickled_here(client: WukongClient) -> N
 
 
 async def test_an_input_that_cannot_be_unpickled_there(client: WukongClient) -> None:
-    dsk = {
-        "a": (make_only_there,),
-        "b": (inc, 1),
-        "c": Task("c", add, TaskRef("a"), TaskRef("b")),
-        # Two leaves, so two executors: one of them has to read what the other has made.
-    }
-    with pytest.raises((SerializationError, TypeError)):
+    # Two leaves, so two executors: one of them has to read what the other has made.
+    dsk = {"a": (make_only_there,), "b": (make_only_there,), "c": (add_lengths, "a", "b")}
+    with pytest.raises(
+        SerializationError,
+        match=r"^The function cannot unpickle the output of task '[ab]': ImportError: cannot be ma",
+    ):
         await client.compute(dsk, "c")
 
 
-async def test_a_module_that_the_function_lacks(
-    client: WukongClient, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "only_here.py").write_text("def f():\n    return 1\n")
+@pytest.fixture
+def only_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that the function lacks."""
+    (tmp_path / "only_here.py").write_text(
+        "def f(*_): return 1\nclass Large:\n    def __init__(self): self.data = bytes(100_000)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    import only_here  # type: ignore[import-not-found]
+    yield importlib.import_module("only_here")
+    del sys.modules["only_here"]
 
-    with pytest.raises(SerializationError, match=r"No module named 'only_here'.*Does it lack"):
-        await client.compute({"a": (only_here.f,)}, "a")
+
+async def test_a_module_that_the_function_lacks(client: WukongClient, only_here: Any) -> None:
+    dsk = {"a": (inc, 1), "b": Task("otherwise", only_here.f, TaskRef("a")), "c": (inc, "b")}
+    with pytest.raises(
+        SerializationError,
+        match=r"cannot unpickle task 'b': ModuleNotFoundError: No module named 'only_here'. Does",
+    ) as caught:
+        await client.compute(dsk, "c")
+    assert "in executor 0, request " in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("shape", ["literal", "argument"])
+async def test_a_large_value_of_a_module_that_the_function_lacks(
+    client: WukongClient, only_here: Any, shape: str
+) -> None:
+    large = only_here.Large()
+    dsk: dict[str, Any] = {f"t{i}": Task(f"t{i}", inc, i) for i in range(5)}
+    if shape == "literal":
+        dsk |= {"data": large, "bad": (identity, "data")}
+        named = "input 'data' of task 'bad'"
+    else:
+        dsk |= {"bad": Task("bad", add_lengths, large, bytes(300_000))}
+        named = "argument 0 of task 'bad'"
+    with pytest.raises(SerializationError, match=f"cannot unpickle {named}: ModuleNotFoundError"):
+        await client.compute(dsk, [*(f"t{i}" for i in range(5)), "bad"])
+
+
+async def test_a_result_that_would_end_this_process(client: WukongClient) -> None:
+    with pytest.raises(SerializationError, match=r"result of task 'bad' .* SystemExit: at home"):
+        await client.compute({"bad": (make_home_leaver,)}, "bad")
 
 
 # Tasks that fail ----------------------------------------------------------------------------------

@@ -18,7 +18,16 @@ import pytest
 from dask import delayed
 from dask._task_spec import Alias, DataNode, Task, TaskRef
 
-from tests.acceptance.functions import Model, add, fails, identity, inc, predict, returns_none
+from tests.acceptance.functions import (
+    Model,
+    add,
+    add_lengths,
+    fails,
+    identity,
+    inc,
+    predict,
+    returns_none,
+)
 from wukong_async import LocalCluster, WukongClient
 
 
@@ -171,10 +180,6 @@ async def test_sizes_around_the_limit(client: WukongClient, size: int) -> None:
     x, y = delayed(bytes)(size), delayed(bytes)(size)
     both = delayed(add_lengths)(x, y)
     assert await client.compute(both, x) == (2 * size, bytes(size))
-
-
-def add_lengths(*values: bytes) -> int:
-    return sum(map(len, values))
 
 
 async def test_values_in_many_parts(cluster: Any) -> None:

@@ -14,12 +14,17 @@ from wukong_async.errors import (
     JobCancelled,
     ProtocolError,
     RemoteTraceback,
+    SerializationError,
     StoreLost,
     TaskError,
     VersionMismatch,
 )
 
 KEYS = ["a", ("x", 1), "c", "d", "e", "f", "g"]
+
+
+def name_of(number: int) -> str:
+    return repr(KEYS[number]) if number >= 0 else "argument 0 of task 'a'"
 
 
 class Picky(Exception):
@@ -45,13 +50,12 @@ def travel(error: BaseException) -> Exception:
     except BaseException as caught:
         blob = failure.task_failed(
             1,
-            KEYS[1],
             caught,
             hidden=lambda _: False,
             request_id="request-1",
             executor="0",
         )
-    return failure.rebuild(blob, KEYS)
+    return failure.rebuild(blob, name_of)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +135,36 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
         (["cancelled", "by its client"], JobCancelled, "cancelled: by its client."),
         (["mismatch", "dask: client 1, function 2"], VersionMismatch, "dask: client 1, function 2"),
         (["input", [1]], StoreLost, "has lost ('x', 1)"),
+        (["input", [-1]], StoreLost, "has lost argument 0 of task 'a'"),
+        (["input", []], StoreLost, "has lost a part of the plan"),
         (["protocol", "3 of 4 tasks passed"], ProtocolError, "3 of 4 tasks passed"),
         (["novel"], ProtocolError, "cannot be read"),
     ],
 )
 def test_what_the_store_says_becomes_an_error(blob: Any, kind: type, says: str) -> None:
-    error = failure.rebuild(wire.pack(blob), KEYS)
+    error = failure.rebuild(wire.pack(blob), name_of)
     assert type(error) is kind
     assert says in str(error)
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "says"),
+    [
+        ("plan", 1, "cannot unpickle task ('x', 1): ImportError: no such thing. Does it lack"),
+        ("value", 2, "cannot unpickle the output of task 'c': ImportError"),
+        ("value", -1, "cannot unpickle argument 0 of task 'a': ImportError"),
+    ],
+)
+def test_what_the_function_cannot_unpickle_is_named(what: Any, number: int, says: str) -> None:
+    blob = failure.unreadable(
+        what,
+        number,
+        ImportError("no such thing"),
+        hidden=lambda _: False,
+        request_id="request-1",
+        executor="0",
+    )
+    error = failure.rebuild(blob, name_of)
+    assert isinstance(error, SerializationError)
+    assert says in str(error)
+    assert error.__notes__ == ["wukong: in executor 0, request request-1"]

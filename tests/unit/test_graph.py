@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections import namedtuple
 from operator import add
@@ -10,7 +11,7 @@ import dask.array as da
 import dask.bag as db
 import pytest
 from dask import delayed
-from dask._task_spec import Alias, DataNode, Task, TaskRef
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef, _execute_subgraph
 from dask.highlevelgraph import HighLevelGraph
 
 from wukong_async import graph
@@ -139,8 +140,10 @@ def test_a_dependency_that_is_not_there_is_named() -> None:
 
 
 def test_aliases_in_a_circle_are_named() -> None:
-    with pytest.raises(CycleError, match="lead to each other"):
+    with pytest.raises(CycleError, match="lead nowhere: 'a' is 'b' is 'a'"):
         graph.ingest({"a": Alias("a", "b"), "b": Alias("b", "a")}, ["a"])
+    with pytest.raises(CycleError, match="lead nowhere: 'b' is 'b'"):
+        graph.ingest({"a": Alias("a", "b"), "b": Alias("b", "b")}, ["a"])
 
 
 @pytest.mark.parametrize("something", [3, "text", object()])
@@ -158,3 +161,42 @@ def test_sinks() -> None:
 def test_a_long_chain_of_aliases() -> None:
     dsk: dict[Any, Any] = {0: (inc, 1)} | {i: Alias(i, i - 1) for i in range(1, 50_000)}
     assert graph.ingest(dsk, [49_999]).outputs == {49_999: 0}
+
+
+LARGE = "large"
+INNER = {"i": Task("i", add, LARGE, TaskRef("j"))}
+
+
+@pytest.mark.parametrize(
+    ("node", "parts"),
+    [
+        (Task("k", add, LARGE, TaskRef("x")), {"argument 0": LARGE}),
+        (Task("k", add, DataNode(None, LARGE), TaskRef("x")), {"argument 0": LARGE}),
+        (Task("k", "{0}{b}".format, TaskRef("x"), b=LARGE), {"argument 'b'": LARGE}),
+        (Task("k", add, Task(None, str.upper, LARGE), TaskRef("x")), {"argument 0": LARGE}),
+        (Task("k", "".join, List(LARGE, TaskRef("x"))), {"argument 0": LARGE}),
+        (
+            Task("k", _execute_subgraph, INNER, "i", ("j",), TaskRef("x")),
+            {"argument 0": INNER},
+        ),
+        (Task("k", LARGE.__add__, TaskRef("x")), {"its function": LARGE.__add__}),
+    ],
+    ids=lambda each: repr(each)[:30],
+)
+def test_parts_that_are_set_apart_are_provided_as_inputs(
+    node: Task, parts: dict[str, object]
+) -> None:
+    def name_of(label: str, part: object) -> Any:
+        return ("apart", label) if part == parts.get(label) else None
+
+    lighter = graph.set_apart(node, name_of)
+    apart: dict[Any, Any] = {("apart", label): part for label, part in parts.items()}
+    assert lighter.dependencies == {"x", *apart}
+    assert lighter({"x": "small", **apart}) == node({"x": "small"})
+    assert lighter.key == "k"
+    assert b"large" not in pickle.dumps(lighter)
+
+
+def test_a_node_without_anything_to_set_apart_stays_itself() -> None:
+    node = Task("k", add, List("small", TaskRef("x")))
+    assert graph.set_apart(node, lambda label, part: None).args[0] is node.args[0]

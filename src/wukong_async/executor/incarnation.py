@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import dask._task_spec
 
@@ -218,8 +218,8 @@ class Incarnation:
                 return
             try:
                 block = await asyncio.to_thread(blocks.decode, frame, starts[index])
-            except Exception as error:
-                self._fail(self._unreadable(starts[index], "a block of the plan", error))
+            except blocks.Unreadable as error:
+                self._fail(self._unreadable("plan", error))
                 return
             self._cache.add_block(index, block)
         for index in wanted:
@@ -239,26 +239,30 @@ class Incarnation:
         if lost:
             self._fail(failure.input_lost(lost))
             return
-        read = {number: frame for number, frame in frames.items() if frame is not None}
         try:
-            values = await asyncio.to_thread(_decode, read)
-        except _Unreadable as error:
-            self._fail(self._unreadable(error.number, "an input", error.cause))
+            decoded = await asyncio.to_thread(_decode, frames)
+        except blocks.Unreadable as error:
+            self._fail(self._unreadable("value", error))
             return
-        for number, value in values.items():
-            sizes[number] = len(read[number])
-            self._values[number] = value
+        for number, (size, value) in decoded.items():
+            sizes[number], self._values[number] = size, value
             if number < 0:
-                self._cache.add_literal(number, sizes[number], value)
+                self._cache.add_literal(number, size, value)
         self._engine.fetched(sizes)
 
-    def _unreadable(self, number: int, what: str, error: Exception) -> bytes:
-        explained = SerializationError(
-            f"The function cannot unpickle {what}: {type(error).__name__}: {error}. Does it lack"
-            " a module that tasks of this graph use?"
-        )
-        explained.__cause__ = error
-        return self._task_failed(Failed(max(number, 0), explained))
+    def _unreadable(self, what: Literal["plan", "value"], error: blocks.Unreadable) -> bytes:
+        cause = error.__cause__ or error
+        return failure.unreadable(what, error.number, cause, **self._told_by())
+
+    def _task_failed(self, failed: Failed) -> bytes:
+        return failure.task_failed(failed.task, failed.error, **self._told_by())
+
+    def _told_by(self) -> dict[str, Any]:
+        return {
+            "hidden": lambda filename: filename.startswith(OURS),
+            "request_id": self._request_id,
+            "executor": self._executor,
+        }
 
     # Running ----------------------------------------------------------------------------------
 
@@ -299,32 +303,17 @@ class Incarnation:
                 return
         self._engine.published()
 
-    def _task_failed(self, failed: Failed) -> bytes:
-        program = self._cache.programs.get(failed.task)
-        return failure.task_failed(
-            failed.task,
-            getattr(program.node, "key", failed.task) if program else failed.task,
-            failed.error,
-            hidden=lambda filename: filename.startswith(OURS),
-            request_id=self._request_id,
-            executor=self._executor,
-        )
 
-
-class _Unreadable(Exception):
-    def __init__(self, number: int, cause: Exception) -> None:
-        super().__init__(number)
-        self.number = number
-        self.cause = cause
-
-
-def _decode(frames: dict[int, bytes]) -> dict[int, Any]:
+def _decode(frames: dict[int, bytes | None]) -> dict[int, tuple[int, Any]]:
+    """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
-    for number, frame in frames.items():
+    for number in list(frames):
+        frame = frames.pop(number)
+        assert frame is not None
         try:
-            values[number] = wire.loads(frame)
-        except Exception as error:
-            raise _Unreadable(number, error) from error
+            values[number] = len(frame), wire.loads(frame)
+        except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
+            raise blocks.Unreadable(number) from error
     return values
 
 

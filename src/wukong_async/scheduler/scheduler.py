@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -163,7 +163,7 @@ class _Job:
                 values = await self._collect(upload, outcome)
         if outcome.state is not JobState.DONE:
             # Out here: what a task has raised may look like an error of ours, and be handled so.
-            raise failure.rebuild(outcome.error, upload.plan.keys)
+            raise failure.rebuild(outcome.error, upload.name)
         number = upload.plan.numbers
         outputs = upload.graph.outputs
         found = _literals(upload, keys)
@@ -294,12 +294,15 @@ class _Job:
         if outcome.state is not JobState.DONE:
             return {}
         frames = await self._store.resolve(outcome.results)
-        lost = [upload.plan.keys[task] for task, frame in frames.items() if frame is None]
+        lost = [task for task, frame in frames.items() if frame is None]
         if lost:
-            raise StoreLost(f"The store has lost the result {lost[0]!r} of job {self.job_id}.")
+            raise StoreLost(
+                f"The store has lost the result {upload.name(lost[0])} of job {self.job_id}."
+                f" {failure.WHY_LOST}"
+            )
         if sum(len(frame) for frame in frames.values() if frame) > LARGE:
-            return await self._in_thread(_unpickle, frames, upload.plan.keys)
-        return _unpickle(frames, upload.plan.keys)
+            return await self._in_thread(_unpickle, frames, upload)
+        return _unpickle(frames, upload)
 
 
 def _literals(upload: Upload, keys: Sequence[Hashable]) -> dict[Hashable, Any]:
@@ -308,15 +311,16 @@ def _literals(upload: Upload, keys: Sequence[Hashable]) -> dict[Hashable, Any]:
     return {key: literals[outputs[key]] for key in keys if outputs[key] in literals}
 
 
-def _unpickle(frames: Mapping[int, bytes | None], keys: Sequence[Hashable]) -> dict[int, Any]:
+def _unpickle(frames: dict[int, bytes | None], upload: Upload) -> dict[int, Any]:
     values = {}
-    for task, frame in frames.items():
+    for task in list(frames):
+        frame = frames.pop(task)
         assert frame is not None
         try:
             values[task] = wire.loads(frame)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # SystemExit would end the loop that hears it.
             raise SerializationError(
-                f"The result of task {keys[task]!r} cannot be unpickled here:"
+                f"The result of task {upload.name(task)} cannot be unpickled here:"
                 f" {type(error).__name__}: {error}"
             ) from error
     return values

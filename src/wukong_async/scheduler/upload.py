@@ -2,10 +2,16 @@
 
 CPU work without I/O, meant for a thread: `Upload.prepare` reads the graph and numbers it, `batches`
 serialises as it goes, so that the frames of a large plan never exist all at once.
+
+Blocks hold recipes. What is large in a task (an array among its arguments, a function that closes
+over a table) is set apart as a literal: stored once however many tasks share it, in parts where it
+is too large for one, and read by executors when it is a task's turn, as its inputs are.
 """
 
 from __future__ import annotations
 
+import hashlib
+import operator
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -40,6 +46,12 @@ class Upload:
     """(literal, pointer), for `create`."""
     _large: dict[Hashable, int] = field(default_factory=dict)
     """Key of a literal that is an object of its own → its number."""
+    _weighed: dict[int, tuple[object, int | None]] = field(default_factory=dict)
+    """id of a task's part → the part, and its number if it is an object of its own."""
+    _functions: dict[bytes, int] = field(default_factory=dict)
+    """Digest of a function's pickle → its number. `model.predict` is another object each time."""
+    _labels: list[str] = field(default_factory=list)
+    """What literals -1, -2, … are, for messages."""
 
     @classmethod
     def prepare(cls, source: object, keys: Sequence[Hashable], settings: Settings) -> Upload:
@@ -60,6 +72,15 @@ class Upload:
         settings = self.settings
         return PlanFacts(self.starts, settings.inline_limit, settings.part_size, settings.ttl)
 
+    def name(self, number: int) -> str:
+        """A task or a literal, for messages."""
+        if -len(self._labels) <= number < 0:
+            return self._labels[-1 - number]
+        try:
+            return repr(self.plan.keys[number])
+        except Exception:  # A key's own __repr__; or a number that is none of ours.
+            return f"number {number}"
+
     def batches(self) -> Iterator[list[tuple[str, wire.Segments]]]:
         """Everything to put, in batches.
 
@@ -79,6 +100,8 @@ class Upload:
         if batch:
             yield batch
 
+    # Literals ---------------------------------------------------------------------------------
+
     def _literals(self) -> Iterator[tuple[str, wire.Segments]]:
         """Literals that are too large to be repeated in every block that reads them."""
         task_graph = self.graph
@@ -92,47 +115,64 @@ class Upload:
         for key, value in task_graph.literals.items():
             if key not in readers or type(value) in SMALL:
                 continue
-            try:
-                segments = wire.dumps(value)
-            except SerializationError as error:
-                raise SerializationError(
-                    f"Task {readers[key]!r} cannot travel: its input {key!r}, a"
-                    f" {type(value).__qualname__}, does not pickle ({error.__cause__ or error})."
-                ) from error
+            label = f"its input {key!r}"
+            segments = self._dumps(readers[key], label, value)
             # What it weighs, not what somebody guesses that it weighs: sizes of objects are 56.
-            if wire.size(segments) <= self.settings.inline_limit:
-                continue
-            number = self._large[key] = -1 - len(self._large)
-            # Inline limit 0: whatever its pickle turns out to weigh, it is an object.
-            stored, objects = payload(
-                number,
-                segments,
-                writer="plan",
-                inline_limit=0,
-                part_size=self.settings.part_size,
-            )
-            self.values.append((number, stored.inline))
-            yield from objects
+            if wire.size(segments) > self.settings.inline_limit:
+                self._large[key], objects = self._literal(readers[key], label, segments)
+                yield from objects
+
+    def _dumps(self, key: Hashable, label: str, value: object) -> wire.Segments:
+        try:
+            return wire.dumps(value)
+        except SerializationError as error:
+            raise SerializationError(
+                f"Task {key!r} cannot travel: {label}, a {type(value).__qualname__}, does"
+                f" not pickle ({error.__cause__ or error})."
+            ) from error
+
+    def _literal(
+        self, key: Hashable, label: str, segments: wire.Segments
+    ) -> tuple[int, list[tuple[str, wire.Segments]]]:
+        """A new literal: its number and what to put for it."""
+        self._labels.append(f"{label.removeprefix('its ')} of task {key!r}")
+        number = -len(self._labels)
+        stored, objects = payload(
+            number,
+            segments,
+            writer="plan",
+            inline_limit=0,  # Whatever its pickle turns out to weigh, it is an object.
+            part_size=self.settings.part_size,
+        )
+        self.values.append((number, stored.inline))
+        return number, objects
+
+    # Blocks -----------------------------------------------------------------------------------
 
     def _blocks(self) -> Iterator[tuple[str, wire.Segments]]:
-        most = self.settings.block_tasks
-        for first in range(0, len(self.plan), most):
-            entries = [self._entry(n) for n in range(first, min(first + most, len(self.plan)))]
-            start = first
-            try:
-                for count, frame in blocks.encode(entries, self.settings.block_size):
-                    if wire.size(frame) > MOST_BLOCK:
-                        raise GraphError(
-                            f"Task {self.plan.keys[start]!r} and its block carry"
-                            f" {wire.size(frame) / 1e6:.0f} MB of arguments, more than the store"
-                            " takes in one piece. Pass large arguments as values of their own:"
-                            " dask.delayed(argument)."
-                        )
-                    yield block_name(len(self.starts)), frame
-                    self.starts.append(start)
-                    start += count
-            except SerializationError as error:
-                raise self._blame(start, entries[start - first :], error) from error
+        total, most = len(self.plan), self.settings.block_size
+        for first in range(0, total, self.settings.block_tasks):
+            entries = [
+                self._entry(n) for n in range(first, min(first + self.settings.block_tasks, total))
+            ]
+            count, frame = self._encode(first, entries)
+            if count < len(entries) or wire.size(frame) > most:
+                lighter = []
+                for number, entry in enumerate(entries, first):
+                    light, objects = self._lighten(number, entry)
+                    lighter.append(light)
+                    yield from objects
+                if any(map(operator.is_not, lighter, entries)):
+                    entries = lighter
+                    count, frame = self._encode(first, entries)
+            done = 0
+            while True:
+                yield block_name(len(self.starts)), frame
+                self.starts.append(first + done)
+                done += count
+                if done == len(entries):
+                    break
+                count, frame = self._encode(first + done, entries[done:])
 
     def _entry(self, number: int) -> Entry:
         key = self.plan.keys[number]
@@ -158,30 +198,70 @@ class Upload:
             spec.requested,
         )
 
-    def _blame(
-        self, first: int, entries: Sequence[Entry], error: SerializationError
-    ) -> SerializationError:
-        """Which task, and what of it, does not pickle."""
-        for number, (node, _, _, constants, *_) in enumerate(entries, first):
-            key = self.plan.keys[number]
-            for label, part in (
-                *graph.parts(node),
-                *((f"its input {name!r}", value) for name, value in (constants or {}).items()),
-            ):
-                if cause := _unpicklable(part):
-                    return SerializationError(
-                        f"Task {key!r} cannot travel: {label}, a {type(part).__qualname__}, does"
-                        f" not pickle ({cause})."
-                    )
-            if cause := _unpicklable(node):
-                return SerializationError(f"Task {key!r} cannot travel: {cause}")
-        return error
+    def _lighten(self, number: int, entry: Entry) -> tuple[Entry, list[tuple[str, wire.Segments]]]:
+        """A task without what is large in it, and the objects to put for that."""
+        key = self.plan.keys[number]
+        node, names, sources, *_ = entry
+        apart: dict[Hashable, int] = {}
+        put: list[tuple[str, wire.Segments]] = []
 
+        def name_of(label: str, part: object) -> Hashable | None:
+            if type(part) in SMALL:
+                return None
+            if id(part) not in self._weighed:
+                self._weighed[id(part)] = part, self._weigh(key, label, part, put)
+            literal = self._weighed[id(part)][1]
+            if literal is None:
+                return None
+            apart[name := ("wukong", literal)] = literal
+            return name
 
-def _unpicklable(value: object) -> Exception | None:
-    try:
-        wire.dumps(value)
-    except SerializationError as error:
-        cause = error.__cause__
-        return cause if isinstance(cause, Exception) else error
-    return None
+        node = graph.set_apart(node, name_of)
+        if not apart:
+            return entry, []
+        return (node, (*names, *apart), (*sources, *apart.values()), *entry[3:]), put
+
+    def _weigh(
+        self, key: Hashable, label: str, part: object, put: list[tuple[str, wire.Segments]]
+    ) -> int | None:
+        """The number of a part that is to be an object of its own; what to put for it is added."""
+        segments = self._dumps(key, label, part)
+        if wire.size(segments) <= self.settings.inline_limit:
+            return None
+        if not callable(part):
+            number, objects = self._literal(key, label, segments)
+            put.extend(objects)
+            return number
+        digest = hashlib.blake2b(wire.join(segments)).digest()
+        if digest not in self._functions:
+            self._functions[digest], objects = self._literal(key, label, segments)
+            put.extend(objects)
+        return self._functions[digest]
+
+    def _encode(self, first: int, entries: Sequence[Entry]) -> tuple[int, wire.Segments]:
+        """A block of the first of these tasks."""
+        try:
+            count, frame = blocks.encode(entries, self.settings.block_size)
+        except wire.ItemError as error:
+            raise self._blame(first + error.index, entries[error.index], error) from error
+        if wire.size(frame) > MOST_BLOCK:
+            raise GraphError(
+                f"Task {self.plan.keys[first]!r} carries {wire.size(frame) / 1e6:.0f} MB inside its"
+                " arguments, more than the store takes in one piece. Pass them as values of their"
+                " own: dask.delayed(argument)."
+            )
+        return count, frame
+
+    def _blame(self, number: int, entry: Entry, error: wire.ItemError) -> SerializationError:
+        """What of a task does not pickle."""
+        key = self.plan.keys[number]
+        node, _, _, constants, *_ = entry
+        for label, part in (
+            *graph.parts(node),
+            *((f"its input {name!r}", value) for name, value in (constants or {}).items()),
+        ):
+            try:
+                self._dumps(key, label, part)
+            except SerializationError as found:
+                return found
+        return SerializationError(f"Task {key!r} cannot travel: {error.__cause__ or error}")

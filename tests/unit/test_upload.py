@@ -1,0 +1,139 @@
+"""What a plan weighs in the store, counted in bytes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from operator import add
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from dask import delayed
+from dask._task_spec import Task, TaskRef
+
+from wukong_async import blocks, graph, wire
+from wukong_async.config import Settings
+from wukong_async.errors import GraphError, SerializationError
+from wukong_async.scheduler import upload as uploads
+from wukong_async.scheduler.upload import Upload
+
+
+class Model:
+    def __init__(self, weights: bytes) -> None:
+        self.weights = weights
+
+    def predict(self, x: int) -> int:
+        return len(self.weights) + x
+
+
+WEIGHTS = os.urandom(1_000_000)
+MODEL = Model(WEIGHTS)
+
+
+def closes_over_it(x: int) -> int:
+    return len(WEIGHTS) + x
+
+
+def stored(dsk: Any, keys: Any, **settings: Any) -> tuple[Upload, dict[str, bytes]]:
+    """A plan, and what it puts into the store."""
+    upload = Upload.prepare(dsk, keys, Settings(**settings))
+    return upload, {
+        name: wire.join(segments) for batch in upload.batches() for name, segments in batch
+    }
+
+
+def results(upload: Upload, objects: dict[str, bytes]) -> dict[int, Any]:
+    """What an executor would compute that does everything in plan order."""
+    values: dict[int, Any] = {}
+    for literal, _ in upload.values:
+        parts = [data for name, data in objects.items() if name.startswith(f"o{literal}.")]
+        values[literal] = wire.loads(b"".join(parts))
+    for index, start in enumerate(upload.starts):
+        block = blocks.decode(objects[f"b{index}"], start)
+        for number, program in block.programs.items():
+            values[number] = program.run(values)
+    return values
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        lambda key, i: Task(key, add, WEIGHTS, bytes([i % 256])),
+        lambda key, i: Task(key, MODEL.predict, i),
+        lambda key, i: Task(key, lambda x: closes_over_it(x), i),
+        lambda key, i: (add, WEIGHTS, bytes([i % 256])),
+    ],
+    ids=["an argument", "a method", "a function", "a legacy task"],
+)
+def test_what_tasks_of_many_blocks_share_is_stored_once(task: Callable[..., Any]) -> None:
+    dsk = {f"t{i}": task(f"t{i}", i) for i in range(1000)}
+    upload, objects = stored(dsk, list(dsk))
+    assert len(upload.starts) >= 4
+    assert sum(map(len, objects.values())) < 1_400_000
+
+
+def test_what_is_set_apart_comes_back() -> None:
+    dsk: dict[str, Any] = {
+        f"t{i}": Task(f"t{i}", add, WEIGHTS, bytes([i % 256])) for i in range(400)
+    }
+    dsk["m"] = Task("m", MODEL.predict, 7)
+    dsk["n"] = Task("n", add, TaskRef("m"), 1)
+    upload, objects = stored(dsk, list(dsk), part_size=300_000)
+    values = results(upload, objects)
+    assert values[upload.plan.numbers["t300"]] == WEIGHTS + bytes([300 % 256])
+    assert values[upload.plan.numbers["n"]] == 1_000_008
+    assert {upload.name(n) for n, _ in upload.values} == {
+        "argument 0 of task 't0'",
+        "function of task 'm'",
+    }
+
+
+def test_chunks_of_an_array_are_no_part_of_the_plan() -> None:
+    array = da.from_array(np.arange(1_000_000.0), chunks=100_000) + 1
+    request = graph.request([array.sum()], True)
+    assert request is not None
+    upload, objects = stored(request.graph, request.keys)
+    assert len(upload.values) == 10
+    assert sum(len(data) for name, data in objects.items() if name.startswith("b")) < 50_000
+    values = results(upload, objects)
+    (number,) = upload.plan.requested
+    assert values[number] == np.arange(1_000_000.0).sum() + 1_000_000
+
+
+def test_a_small_plan_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "set_apart", None)
+    stored({f"t{i}": (add, i, i) for i in range(1000)}, ["t0", "t999"])
+
+
+def test_what_does_not_pickle_is_named_in_a_heavy_block() -> None:
+    dsk = {"heavy": Task("heavy", add, WEIGHTS, b""), "bad": Task("bad", add, (i for i in "a"), 1)}
+    with pytest.raises(SerializationError, match=r"^Task 'bad' cannot travel: argument 0, a gener"):
+        stored(dsk, ["heavy", "bad"])
+
+
+def test_what_no_string_of_the_store_can_hold_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "MOST_BLOCK", 100_000)
+    nested = delayed(len)({"table": [WEIGHTS, delayed(int)(1)]}, dask_key_name="fat")
+    request = graph.request([nested], True)
+    assert request is not None
+    with pytest.raises(GraphError, match=r"Task .* carries 1 MB .*dask.delayed\(argument\)"):
+        stored(request.graph, request.keys)
+
+
+class Anonymous(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
+def test_a_key_without_a_name_has_a_number() -> None:
+    upload = Upload.prepare({Anonymous("a"): (add, 1, 2)}, [Anonymous("a")], Settings())
+    assert upload.name(0) == "number 0"
+    assert upload.name(-5) == "number -5"
+    assert pickle.loads(pickle.dumps(upload.plan.keys)) == ["a"]
