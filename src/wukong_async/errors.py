@@ -11,6 +11,7 @@ The tree::
     ├── SerializationError      a task, a result or an exception does not pickle
     ├── StoreError
     │   ├── StoreUnreachable      no answer from Redis / Valkey
+    │   ├── StoreFull             it has no memory left
     │   └── StoreLost             the store answers, but data of a running job is gone
     ├── InvocationError         AWS Lambda (or its loopback) refuses an invocation
     │   └── FunctionNotFound
@@ -68,6 +69,10 @@ class StoreError(WukongError):
 
 class StoreUnreachable(StoreError, ConnectionError):
     """The store does not answer."""
+
+
+class StoreFull(StoreError):
+    """The store has no memory left for a job's data."""
 
 
 class StoreLost(StoreError):

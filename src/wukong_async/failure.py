@@ -6,6 +6,7 @@ this page and store/lua must agree:
     task       number, pickled exception or empty, type, text, traceback, request id, executor
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
+    full       what the store said
     mismatch   what differs
     lost       executor, attempts, packed frontier
     unstarted  executor, attempts, packed frontier
@@ -28,6 +29,7 @@ from wukong_async.errors import (
     ProtocolError,
     RemoteTraceback,
     SerializationError,
+    StoreFull,
     StoreLost,
     TaskError,
     VersionMismatch,
@@ -83,6 +85,11 @@ def input_lost(objects: Sequence[int]) -> bytes:
     return wire.pack(["input", list(objects)[:NAMED]])
 
 
+def store_full(said: str) -> bytes:
+    """There is no room in the store for what a task has made."""
+    return wire.pack(["full", _text(said)])
+
+
 def versions_differ(difference: str) -> bytes:
     """Client and function do not fit together."""
     return wire.pack(["mismatch", difference])
@@ -116,6 +123,8 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
                 f"The store has lost {_names(objects, name_of)}, which a task still had to read."
                 f" {WHY_LOST}"
             )
+        case [b"full", said]:
+            return StoreFull(_decoded(said))
         case [b"mismatch", difference]:
             return VersionMismatch(
                 f"The client and the function differ: {_decoded(difference)}. Install the same"

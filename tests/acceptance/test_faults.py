@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 from dask import delayed
 
 from tests.acceptance.functions import (
@@ -30,7 +31,7 @@ from tests.conftest import keys_of
 from tests.unit.test_package import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
-from wukong_async.errors import ClientStateError, ExecutorLost
+from wukong_async.errors import ClientStateError, ExecutorLost, StoreFull
 
 QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5}
 """Leases that make a dead executor noticed within a test's patience."""
@@ -260,3 +261,19 @@ async def test_a_warm_sandbox_does_not_keep_the_values_of_finished_jobs() -> Non
             for _ in range(4):
                 assert (await client.compute({"a": (ones, 200)}, "a")).sum() == 25_000_000
         assert cluster.stats().out_of_memory == 0
+
+
+@pytest.mark.parametrize(
+    "graph", [delayed(len)(bytes(60_000_000)), delayed(ones)(60)], ids=["uploading", "running"]
+)
+async def test_a_store_that_is_full(graph: Any) -> None:
+    impatient = {"DASK_WUKONG__STORE_TIMEOUT": "1"}
+    async with LocalCluster(1, environment=impatient) as cluster:
+        (url,) = cluster.settings["redis_endpoints"]
+        with redis.Redis.from_url(url) as server:
+            server.config_set("maxmemory", "30mb")
+        async with WukongClient(cluster, **QUICK, store_timeout=1) as client:
+            with pytest.raises(StoreFull, match="Raise its maxmemory"):
+                await client.compute(graph)
+            assert keys_of(cluster) == []
+            assert await client.compute(delayed(inc)(1)) == 2

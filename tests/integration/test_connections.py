@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from wukong_async import wire
-from wukong_async.errors import ConfigError, StoreError, StoreUnreachable
+from wukong_async.errors import ConfigError, StoreError, StoreFull, StoreUnreachable
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Commit, JobState, Payload, Status
 from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body
@@ -175,3 +175,21 @@ async def test_large_values_travel_in_parts_and_batches(
     found = await store.get([name for name, _ in objects], [700] * 10)
     assert found == [segments[0] for _, segments in objects]
     await store.finish()
+
+
+async def test_a_full_store_says_so_and_can_still_be_cleaned_up() -> None:
+    async with another_valkey() as server, Connections([server.url], 0.3) as connections:
+        await connections.check()
+        store = JobStore(connections, "j")
+        await store.open(600)
+        await store.put([("o0.0", [bytes(5_000_000)])], 600)
+        await store.create(tiny_job())
+        await connections.command(0, "CONFIG", "SET", "maxmemory", "3mb")
+        with pytest.raises(StoreFull, match=r"has been full for 0\.\d s .*Raise its maxmemory"):
+            await store.put([("o1.0", [b"x"])], 600)
+        with pytest.raises(StoreFull):
+            await store.cancel(JobState.FAILED, b"")
+        await store.release()
+        await store.cancel(JobState.FAILED, b"")
+        assert await store.finish()
+        assert await connections.command(0, "DBSIZE") == 0

@@ -37,7 +37,7 @@ from wukong_async.engine import (
     Send,
     Step,
 )
-from wukong_async.errors import SerializationError, WukongError
+from wukong_async.errors import SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import PlanCache
 from wukong_async.invocation import Invocation, mismatch, versions
 from wukong_async.loops import plain
@@ -298,8 +298,12 @@ class Incarnation:
             self._payloads.update(payloads)
             room = max(0, room - sum(len(p.inline) for p in payloads.values()))
             rest = [task for task in rest if task not in payloads]
-            if objects and await self._store.put(objects, self._facts.ttl) is not Status.OK:
-                self._stopped(Status.CLOSED)
+            try:
+                if objects and await self._store.put(objects, self._facts.ttl) is not Status.OK:
+                    self._stopped(Status.CLOSED)
+                    return
+            except StoreFull as error:
+                self._fail(failure.store_full(str(error)))
                 return
         self._engine.published()
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from wukong_async.config import Settings
-from wukong_async.errors import StoreUnreachable
+from wukong_async.errors import StoreFull, StoreUnreachable
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
 from wukong_async.invocation import Invocation
@@ -66,7 +66,7 @@ class Service:
         )
         try:
             reason = await incarnation.run()
-        except StoreUnreachable as error:
+        except (StoreFull, StoreUnreachable) as error:
             log.warning("executor %s gives up: %s", invocation.executor, error)
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:

@@ -24,6 +24,7 @@ from wukong_async.errors import (
     InvocationError,
     SerializationError,
     StoreError,
+    StoreFull,
     StoreLost,
     StoreUnreachable,
 )
@@ -187,6 +188,8 @@ class _Job:
         state = JobState.FAILED if isinstance(error, Exception) else JobState.CANCELLED
         reason = str(error) if state is JobState.FAILED else "by its client"
         try:
+            if isinstance(error, StoreFull):
+                await self._store.release()
             await self._store.cancel(state, failure.cancelled(reason))
         except StoreError as broken:
             log.warning("job %s could not be cancelled: %s", self.job_id, broken)

@@ -34,7 +34,7 @@ from redis.exceptions import (
 )
 
 from wukong_async.config import redact
-from wukong_async.errors import ConfigError, StoreError, StoreUnreachable
+from wukong_async.errors import ConfigError, StoreError, StoreFull, StoreUnreachable
 from wukong_async.store import scripts
 from wukong_async.store.scripts import Script
 
@@ -125,6 +125,8 @@ class Connections:
         ------
         StoreUnreachable
             When the server has been silent for `timeout` seconds, or refuses the credentials.
+        StoreFull
+            When it has had no room for as long.
         StoreError
             When it answers with an error that asking again will not change.
         """
@@ -163,6 +165,11 @@ class Connections:
 
     def _give_up(self, shard: int, started: float, error: Exception) -> None:
         silent = time.monotonic() - started
+        if silent >= self.timeout and isinstance(error, OutOfMemoryError):
+            raise StoreFull(
+                f"{self._name(shard)} has been full for {silent:.1f} s (wukong.store_timeout)."
+                " Raise its maxmemory, or compute less at a time."
+            ) from error
         if silent >= self.timeout:
             raise StoreUnreachable(
                 f"{self._name(shard)} has not answered for {silent:.1f} s"

@@ -148,13 +148,20 @@ class JobStore:
         results = {int(flat[i]): flat[i + 1] for i in range(0, len(flat), 2)}
         return Outcome(state, error, results, tasks, passed, commits, begins)
 
-    async def finish(self) -> None:
-        """Delete everything of the job; its metadata last. Not while it runs."""
-        shards = range(len(self._connections))
-        await asyncio.gather(
-            *(self._connections.call(s, scripts.CLOSE, self._index()) for s in shards)
-        )
+    async def finish(self) -> bool:
+        """Delete everything of a job that has ended, its metadata last; False if it runs."""
+        # This one knows whether it runs; a job that has ended never runs again.
+        if not await self._close(self._shard):
+            return False
+        shards = set(range(len(self._connections))) - {self._shard}
+        await asyncio.gather(*(self._close(shard) for shard in shards))
         await self._call(scripts.FINISH)
+        return True
+
+    async def release(self) -> None:
+        """Delete the objects of the job even if it runs: a full store needs room to end it."""
+        shards = range(len(self._connections))
+        await asyncio.gather(*(self._close(shard, running=True) for shard in shards))
 
     async def extend(self, ttl: float) -> None:
         """Keep the job's objects on the data shards from expiring."""
@@ -271,11 +278,17 @@ class JobStore:
     async def _call(self, script: scripts.Script, *args: Any) -> Any:
         return await self._connections.call(self._shard, script, self._metadata, *args)
 
+    async def _close(self, shard: int, *, running: bool = False) -> bool:
+        keys = [*self._index(), self._key("job")]
+        answer = await self._connections.call(shard, scripts.CLOSE, keys, int(running))
+        return bool(answer == b"OK")
+
     async def _put_batch(
         self, shard: int, batch: Sequence[tuple[str, wire.Segments]], ttl: float
     ) -> Status:
         keys = [self._key(name) for name, _ in batch]
-        values = [wire.join(segments) for _, segments in batch]
+        # Views, since redis-py decodes bytes for the text of its errors: a second for 4 MB.
+        values = [memoryview(wire.join(segments)) for _, segments in batch]
 
         async def write(client: Redis) -> Status:
             async with client.pipeline(transaction=True) as pipe:
