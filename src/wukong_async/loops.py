@@ -39,34 +39,35 @@ class LoopThread:
             self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine on the loop, from any thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
-
     @property
     def alive(self) -> bool:
         """Whether the thread runs. It does not in a process that was forked off meanwhile."""
         return self._thread.is_alive()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop and wait for it; cancel it if this thread is interrupted.
-
-        The wait ends only when the coroutine has ended, so its clean-up is never cut short;
-        a second interrupt does not wait any longer.
-        """
-        future = self.submit(work)
-        try:
-            return future.result()
-        except (KeyboardInterrupt, SystemExit):
-            future.cancel()
-            concurrent.futures.wait([self.submit(_settle())])
-            raise
+        """Run a coroutine on the loop and wait for it: see `run_on`."""
+        return run_on(self.loop, work)
 
     def stop(self) -> None:
         """Stop the loop and wait for the thread."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
+
+
+def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on another thread's loop and wait; cancel it if this thread is interrupted.
+
+    The wait ends only when the coroutine has ended, so its clean-up is never cut short; a second
+    interrupt does not wait any longer.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except (KeyboardInterrupt, SystemExit):
+        future.cancel()
+        concurrent.futures.wait([asyncio.run_coroutine_threadsafe(_settle(), loop)])
+        raise
 
 
 async def _settle() -> None:

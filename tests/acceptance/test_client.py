@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -14,9 +20,12 @@ import pytest
 import uvloop
 from dask import delayed
 
-from tests.acceptance.functions import add, identity, inc
+from tests.acceptance.functions import add, identity, inc, touch_and_wait
+from tests.conftest import eventually, keys_of
+from tests.unit.test_package import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.errors import ClientStateError, ConfigError, MissingKeyError
+from wukong_async.loops import LoopThread
 
 
 @pytest.fixture
@@ -295,3 +304,99 @@ async def test_two_clients_may_start_one_cluster() -> None:
     await second.aclose()
     await first.aclose()
     assert not cluster.running
+
+
+def test_clients_closed_in_any_order_leave_dask_as_it_was(cluster: LocalCluster) -> None:
+    def default() -> Any:
+        scheduler = dask.config.get("scheduler", None)
+        return getattr(scheduler, "__self__", scheduler)
+
+    with dask.config.set({"dataframe.shuffle.method": None}):
+        first, second, third = (WukongClient(cluster).start() for _ in range(3))
+        assert default() is third
+        first.close()
+        assert default() is third
+        third.close()
+        assert default() is second
+        assert dask.config.get("dataframe.shuffle.method") == "tasks"
+        dask.config.set(scheduler="sync")
+        second.close()
+        assert default() == "sync", "what the user has set meanwhile stays"
+        assert dask.config.get("dataframe.shuffle.method") is None
+        dask.config.set(scheduler=None)
+
+
+def test_a_client_of_another_loop_says_so(cluster: LocalCluster) -> None:
+    runner = asyncio.Runner()
+    client = runner.run(WukongClient(cluster).__aenter__())
+    with pytest.raises(ClientStateError, match="belongs to another event loop"):
+        asyncio.run(client.compute({"a": (inc, 1)}, "a"))
+    assert runner.run(client.compute({"a": (inc, 1)}, "a")) == 2
+    runner.run(client.aclose())
+    runner.close()
+
+
+def test_an_interrupted_get_of_an_asynchronous_client_cancels_its_job(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    with somebody_s_loop() as run:
+        client = run(WukongClient(cluster).__aenter__())
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        waiting = threading.Thread(target=interrupts_when_it_runs, args=(touched,))
+        waiting.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.get({"a": (touch_and_wait, str(touched), str(awaited))}, "a")
+        waiting.join()
+        assert keys_of(cluster) == []
+        awaited.touch()
+        run(client.aclose())
+
+
+def interrupts_when_it_runs(touched: Path) -> None:
+    eventually(touched.exists)
+    os.kill(os.getpid(), signal.SIGALRM)
+
+
+@contextlib.contextmanager
+def somebody_s_loop() -> Iterator[Any]:
+    thread = LoopThread("wukong-somebody-s-loop")
+    yield thread.run
+    thread.stop()
+
+
+LEFT_OPEN = """
+from dask import delayed
+from tests.acceptance.functions import inc
+from wukong_async import WukongClient
+
+client = WukongClient({arguments}).start()
+print(delayed(inc)(1).compute())
+"""
+
+
+def test_a_client_that_is_left_open_ends_with_its_program(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LEFT_OPEN.format(arguments="use_local_proxy=True"))
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
+async def test_settings_of_a_cluster_that_the_client_brings() -> None:
+    async with WukongClient(use_local_proxy=True, function_name="mine") as client:
+        assert client._scheduler is not None
+        assert client._scheduler.settings.function_name == "mine"
+        assert client._scheduler.settings.proxy_address == "127.0.0.1"
+        assert await client.compute(delayed(inc)(1)) == 2
+
+
+def test_a_proxy_is_asked_of_the_cluster(cluster: LocalCluster) -> None:
+    with pytest.raises(ConfigError, match=r"LocalCluster\(use_local_proxy=True\)"):
+        WukongClient(cluster, use_local_proxy=True)

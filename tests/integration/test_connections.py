@@ -111,16 +111,6 @@ async def test_an_answer_that_will_not_change_is_raised(connections: Connections
         await connections.command(0, "NONSENSE")
 
 
-async def test_out_of_memory_is_no_answer_and_not_for_ever() -> None:
-    async with another_valkey() as server:
-        async with Connections([server.url], timeout=0.5) as connections:
-            await connections.check()
-            await connections.command(0, "CONFIG", "SET", "maxmemory", "1")
-            store = JobStore(connections, "j")
-            with pytest.raises(StoreUnreachable, match="maxmemory"):
-                await store.open(600)
-
-
 @pytest.mark.parametrize("endpoints", [[], ["redis://host:port"]])
 async def test_endpoints_that_cannot_be(endpoints: list[str]) -> None:
     with pytest.raises(ConfigError, match="redis_endpoints"):

@@ -26,7 +26,7 @@ def test_a_loop_in_a_thread() -> None:
 def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = LoopThread("wukong-test")
     cleaned_up = threading.Event()
-    submit = thread.submit
+    submit = asyncio.run_coroutine_threadsafe
     interrupted: list[object] = []
 
     async def work() -> None:
@@ -36,8 +36,8 @@ def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(0)
             cleaned_up.set()
 
-    def interrupt(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        future = submit(coroutine)
+    def interrupt(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+        future = submit(coroutine, loop)
         if not interrupted:
             interrupted.append(future)
 
@@ -47,7 +47,7 @@ def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) ->
             future.result = result  # type: ignore[assignment]
         return future
 
-    monkeypatch.setattr(thread, "submit", interrupt)
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupt)
     with pytest.raises(KeyboardInterrupt):
         thread.run(work())
     assert cleaned_up.is_set()

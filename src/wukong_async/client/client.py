@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
-import dask.config
-
 from wukong_async import graph as graphs
+from wukong_async.client import defaults
 from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError, ConfigError
 from wukong_async.local import LocalCluster
-from wukong_async.loops import LoopThread
+from wukong_async.loops import LoopThread, run_on
 from wukong_async.scheduler import JobSummary, Scheduler
 
 T = TypeVar("T")
@@ -88,13 +86,20 @@ class WukongClient:
                     "wukong.endpoint_url is set but wukong.redis_endpoints is not: name the store"
                     " as well, or neither, to start a LocalCluster."
                 )
-            cluster = LocalCluster()
+            cluster = LocalCluster(
+                function_name=configured.function_name,
+                use_local_proxy=configured.use_local_proxy,
+            )
+            self._overrides = {**settings, "use_local_proxy": False}
+        elif settings.get("use_local_proxy"):
+            raise ConfigError(
+                "wukong.use_local_proxy concerns the cluster: LocalCluster(use_local_proxy=True)."
+            )
         self._cluster = cluster
         self._set_as_default = set_as_default
         self._scheduler: Scheduler | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: LoopThread | None = None
-        self._default = contextlib.ExitStack()
         self._closed = False
         self._synchronous = False  # Stays as it was when the client is closed.
         self._starting = threading.RLock()
@@ -122,7 +127,7 @@ class WukongClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._aclose()
+        await self.aclose()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -151,31 +156,35 @@ class WukongClient:
     def close(self) -> None:
         """End synchronous use. May be called twice."""
         thread, self._thread = self._thread, None
+        self._closed = True
         if thread is None:
-            self._closed = True
             return
+        defaults.leave(self)
         atexit.unregister(self.close)
         if not thread.alive:
-            self._closed = True
             return  # A forked process; the client is its parent's.
         try:
-            thread.run(self._aclose())
+            thread.run(self._close_scheduler())
         finally:
             thread.stop()
+            # From this thread: at the end of the interpreter no other one can be had.
+            cluster, self._own_cluster = self._own_cluster, None
+            if cluster is not None:
+                cluster.close()
 
     async def aclose(self) -> None:
         """End asynchronous use, as leaving an `async with` block does."""
-        await self._aclose()
-
-    async def _aclose(self) -> None:
-        self._default.close()
         self._closed = True
-        scheduler, self._scheduler = self._scheduler, None
+        defaults.leave(self)
         try:
-            if scheduler is not None:
-                await scheduler.__aexit__(None, None, None)
+            await self._close_scheduler()
         finally:
             await self._close_own_cluster()
+
+    async def _close_scheduler(self) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            await scheduler.__aexit__(None, None, None)
 
     async def _close_own_cluster(self) -> None:
         cluster, self._own_cluster = self._own_cluster, None
@@ -193,12 +202,15 @@ class WukongClient:
         return Scheduler(Settings.load({**cluster, **self._overrides}))
 
     def _become_default(self) -> None:
-        if not dask.config.get("dataframe.shuffle.method", None):
-            # Dask's own choice is a directory of this machine, which executors do not share.
-            self._default.enter_context(dask.config.set({"dataframe.shuffle.method": "tasks"}))
         wanted = self._set_as_default
-        if wanted or (wanted is None and self._thread is not None):
-            self._default.enter_context(dask.config.set(scheduler=self.get))
+        if wanted is None:
+            wanted = self._thread is not None
+        defaults.enter(
+            self,
+            {"scheduler": self.get} if wanted else {},
+            # Dask's own choice is a directory of this machine, which executors do not share.
+            unless_set={"dataframe.shuffle.method": "tasks"},
+        )
 
     # Verbs ------------------------------------------------------------------------------------
 
@@ -251,6 +263,10 @@ class WukongClient:
         return self._block(self._get(dsk, keys))
 
     async def _compute(self, args: tuple[Any, ...], keys: Any, optimize_graph: bool) -> Any:
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            raise ClientStateError(
+                "This client belongs to another event loop: enter one in each loop that computes."
+            )
         if not args:
             raise TypeError("compute needs a collection or a graph.")
         if keys is None and len(args) == 2 and graphs.are_keys_of(args[1], args[0]):
@@ -305,7 +321,7 @@ class WukongClient:
         if self._thread is not None:
             return self._thread.run(work)
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return run_on(self._loop, work)
 
     def _forbid_loop(self, used: str, instead: str) -> None:
         try:

@@ -239,8 +239,11 @@ class Loopback:
             return await self._next(number)
         if http.method != "POST" or path == http.path:
             return web.Response(status=HTTPStatus.NOT_FOUND)
-        # Read in full whatever its size: the limit is on what the caller gets.
-        body = b"".join([chunk async for chunk in http.content.iter_any()])
+        try:
+            # Read in full whatever its size: the limit is on what the caller gets.
+            body = b"".join([chunk async for chunk in http.content.iter_any()])
+        except ConnectionError:
+            return web.Response(status=HTTPStatus.BAD_REQUEST)  # It was killed meanwhile.
         match path.split("/"):
             case ["init", "error"]:
                 self.pool.init_failed(number, body)

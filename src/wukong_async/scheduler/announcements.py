@@ -36,6 +36,7 @@ class Announcements:
         self._ready = asyncio.Event()
         self._pause = FIRST_PAUSE
         self._listener: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def __aenter__(self) -> Self:
         self._listener = asyncio.create_task(self._listen(), name="wukong-announcements")
@@ -49,6 +50,8 @@ class Announcements:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._listener is not None
+        # A TaskGroup one of whose tasks fails at this moment forgets that it was cancelled.
+        self._closing = True
         self._listener.cancel()
         await asyncio.wait([self._listener])
 
@@ -62,7 +65,7 @@ class Announcements:
             del self._waiting[job_id]
 
     async def _listen(self) -> None:
-        while True:
+        while not self._closing:
             # A job's announcements come from its metadata shard, so each shard is listened to.
             try:
                 async with asyncio.TaskGroup() as group:
