@@ -20,6 +20,10 @@ from wukong_async.errors import InvocationError
 FORMAT = 1
 
 
+PING: Mapping[str, object] = {"wukong": FORMAT, "ping": True}
+"""The event that asks a function whether it starts and reaches the store."""
+
+
 def versions() -> dict[str, str]:
     """What has to be equal in the client and in the function, or pickles do not fit."""
     return {

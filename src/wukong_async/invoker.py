@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from wukong_async.config import Settings
 from wukong_async.errors import FunctionNotFound, InvocationError
+from wukong_async.invocation import PING
 from wukong_async.loops import plain
 
 log = logging.getLogger("wukong.invoker")
@@ -26,6 +28,8 @@ ATTEMPTS = 8
 """Tries of one Invoke call, the first included: about 20 s of throttling."""
 CHECK_TIMEOUT = 8.0
 """Seconds to find out at the start that the API does not answer; retries would take 40."""
+PING_TIMEOUT = 55.0
+"""Seconds to wait for an answer to a ping: less than the client waits for any answer."""
 NOT_FOUND = "ResourceNotFoundException"
 THROTTLED = ("TooManyRequestsException", "ThrottlingException", "ServiceException", "EC2Throttled")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -120,6 +124,25 @@ class Invoker:
             else:
                 self.sent += 1
 
+    async def ping(self) -> str | None:
+        """Run the function once to learn why events are not begun: what is wrong with it, or None.
+
+        None as well if that cannot be told: while all concurrency is in use, or when it is silent.
+
+        Raises
+        ------
+        FunctionNotFound, InvocationError
+        """
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                answer = await self._call(Payload=json.dumps(PING).encode())
+                said = json.loads(await answer["Payload"].read())
+        except (TimeoutError, _Throttled):
+            return None
+        if "FunctionError" in answer:
+            return f"{said.get('errorType')}: {said.get('errorMessage')}"
+        return said.get("error") if isinstance(said, dict) else None
+
     async def invoke_all(self, payloads: Iterable[bytes]) -> None:
         """Send events concurrently."""
         try:
@@ -129,13 +152,13 @@ class Invoker:
         except BaseExceptionGroup as many:
             raise plain(many) from None
 
-    async def _call(self, **arguments: Any) -> None:
+    async def _call(self, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
 
         name = self._settings.function_name
         where = self._settings.endpoint_url or "AWS"
         try:
-            await self._client.invoke(FunctionName=name, **arguments)
+            return await self._client.invoke(FunctionName=name, **arguments)
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code == NOT_FOUND:

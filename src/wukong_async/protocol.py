@@ -115,6 +115,8 @@ class Watch:
     live: int = 0
     extended: bool = False
     """The job's deadline was moved, so the data shards' must be as well."""
+    unheard: int = 0
+    """How many of the revived have not begun since they were invoked last."""
 
 
 @dataclass(frozen=True, slots=True)

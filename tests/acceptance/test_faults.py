@@ -31,7 +31,7 @@ from tests.conftest import keys_of
 from tests.unit.test_package import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
-from wukong_async.errors import ClientStateError, ExecutorLost, StoreFull
+from wukong_async.errors import ClientStateError, ExecutorLost, InvocationError, StoreFull
 
 QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5}
 """Leases that make a dead executor noticed within a test's patience."""
@@ -277,3 +277,51 @@ async def test_a_store_that_is_full(graph: Any) -> None:
                 await client.compute(graph)
             assert keys_of(cluster) == []
             assert await client.compute(delayed(inc)(1)) == 2
+
+
+# Events that nobody begins ------------------------------------------------------------------------
+
+
+async def test_a_function_that_does_not_start_any_more(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os\nif os.path.exists({str(broken)!r}): print('no such luck'); os._exit(7)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    async with LocalCluster(1, environment={"PYTHONPATH": path}) as cluster:
+        broken.touch()
+        os.kill(cluster.sandbox_pids()[0], signal.SIGKILL)
+        async with WukongClient(cluster, **QUICK) as client:
+            with pytest.raises(InvocationError, match=r"does not run: Runtime.ExitError: .* 7"):
+                await client.compute(delayed(inc)(1))
+            assert keys_of(cluster) == []
+
+
+async def test_a_function_that_does_not_reach_the_store() -> None:
+    elsewhere = {
+        "DASK_WUKONG__REDIS_ENDPOINTS": "['redis://127.0.0.1:9']",
+        "DASK_WUKONG__STORE_TIMEOUT": "0.2",
+    }
+    async with LocalCluster(1, environment=elsewhere) as cluster:
+        async with WukongClient(cluster, **QUICK) as client:
+            with pytest.raises(
+                InvocationError, match=r"does not run: The store at redis://127.0.0.1:9 has not"
+            ):
+                await client.compute(delayed(inc)(1))
+            assert keys_of(cluster) == []
+
+
+async def test_waiting_for_a_sandbox_is_no_failure(tmp_path: Path) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    async with LocalCluster(1) as cluster, WukongClient(cluster, **QUICK) as client:
+        busy = asyncio.ensure_future(
+            client.compute(delayed(touch_and_wait)(str(touched), str(awaited), 1))
+        )
+        await appears(touched)
+        waiting = asyncio.ensure_future(client.compute(delayed(inc)(1)))
+        async with asyncio.timeout(30):
+            while cluster.stats().throttles < 2:
+                await asyncio.sleep(0.01)
+        assert not waiting.done()
+        awaited.touch()
+        assert (await busy, await waiting) == (1, 2)

@@ -217,25 +217,27 @@ class ModelStore:
         if job is None:
             return Watch(None)
         revived: list[str] = []
+        unheard = 0
         if job.state is JobState.RUNNING:
             silent = sorted((e, x) for x, e in self.live.items() if self._is_over(e))
             for _, executor in silent[:most]:
                 record = self.records[executor]
                 if not record.nonce:
                     record.unstarted += 1
+                    unheard += 1
                 if record.generation >= job.new.attempts:
                     self._lost("lost", executor, record)
-                    revived = []
+                    revived, unheard = [], 0
                     break
                 if record.unstarted > job.new.unstarted:
                     self._lost("unstarted", executor, record)
-                    revived = []
+                    revived, unheard = [], 0
                     break
                 record.nonce = ""
                 grace = job.new.grace * min(2**record.unstarted, LONGEST)
                 self.live[executor] = self.now() + grace
                 revived.append(executor)
-        return Watch(job.state, tuple(revived), job.passed, len(self.live))
+        return Watch(job.state, tuple(revived), job.passed, len(self.live), unheard=unheard)
 
     def cancel(self, state: JobState, error: bytes) -> JobState | None:
         if self.job is None:

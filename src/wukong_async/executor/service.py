@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from wukong_async.config import Settings
-from wukong_async.errors import StoreFull, StoreUnreachable
+from wukong_async.errors import StoreFull, StoreUnreachable, WukongError
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
-from wukong_async.invocation import Invocation
+from wukong_async.invocation import PING, Invocation
 from wukong_async.loops import new_event_loop
 from wukong_async.store import Connections, JobStore
 
@@ -40,6 +40,8 @@ class Service:
 
     def handle(self, event: object, context: Context) -> dict[str, str]:
         """Lambda's entry point: run one invocation to its end."""
+        if event == PING:
+            return self._loop.run_until_complete(self._answer_ping())
         invocation = Invocation.from_event(event)
         return self._loop.run_until_complete(self._handle(invocation, context.aws_request_id))
 
@@ -50,16 +52,28 @@ class Service:
         self._worker.shutdown(wait=False)
         self._loop.close()
 
-    async def _handle(self, invocation: Invocation, request_id: str) -> dict[str, str]:
+    async def _connected(self) -> Connections:
         if self._connections is None:
             settings = self._settings
             connections = Connections(settings.redis_endpoints, settings.store_timeout)
             self._connections = await connections.__aenter__()
+        return self._connections
+
+    async def _answer_ping(self) -> dict[str, str]:
+        """What is wrong here, if anything."""
+        try:
+            await (await self._connected()).check()
+        except WukongError as error:
+            return {"error": str(error)}
+        return {}
+
+    async def _handle(self, invocation: Invocation, request_id: str) -> dict[str, str]:
+        connections = await self._connected()
         if self._cache.job_id != invocation.job_id:
             self._cache = PlanCache(invocation.job_id)
         incarnation = Incarnation(
             invocation,
-            JobStore(self._connections, invocation.job_id),
+            JobStore(connections, invocation.job_id),
             self._cache,
             self._worker,
             request_id,

@@ -21,6 +21,7 @@ from wukong_async import failure, wire
 from wukong_async.config import Settings
 from wukong_async.errors import (
     ClientStateError,
+    FunctionNotFound,
     InvocationError,
     SerializationError,
     StoreError,
@@ -149,6 +150,7 @@ class _Job:
         self._invoker = scheduler._invoker
         self._proxy = scheduler._proxy
         self._store = JobStore(scheduler.connections, job_id)
+        self._ping: asyncio.Task[str | None] | None = None
 
     async def run(
         self, graph: object, keys: Sequence[Hashable]
@@ -160,7 +162,10 @@ class _Job:
             async with self._cleaned_up():
                 await self._upload(upload)
                 await self._start(upload)
-                outcome = await self._wait(changed)
+                try:
+                    outcome = await self._wait(changed)
+                finally:
+                    await self._end_ping()
                 values = await self._collect(upload, outcome)
         if outcome.state is not JobState.DONE:
             # Out here: what a task has raised may look like an error of ours, and be handled so.
@@ -266,6 +271,8 @@ class _Job:
                     raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
                 if outcome.state is not JobState.RUNNING:
                     return outcome
+            if self._ping is not None and self._ping.done():
+                self._hear_ping(self._ping)
             # However often it is woken: a connection that flaps must not put off the watcher.
             if loop.time() >= due:
                 due = loop.time() + tick
@@ -279,6 +286,10 @@ class _Job:
             return
         if watch.extended:
             await self._store.extend(self._settings.ttl)
+        if watch.unheard and self._ping is None:
+            # Lost, queued behind other work, or does the function not start at all?
+            self._ping = asyncio.create_task(self._invoker.ping(), name="wukong-ping")
+            self._ping.add_done_callback(lambda _: changed.set())
         if watch.revived:
             log.warning(
                 "job %s: no word from %d executors; invoking them again",
@@ -290,6 +301,27 @@ class _Job:
             except InvocationError as error:
                 # The next tick tries again; how often is bounded in the store.
                 log.warning("job %s: %s", self.job_id, error)
+
+    def _hear_ping(self, ping: asyncio.Task[str | None]) -> None:
+        self._ping = None
+        try:
+            wrong = ping.result()
+        except FunctionNotFound:
+            raise
+        except InvocationError as error:
+            log.warning("job %s: %s", self.job_id, error)
+            return
+        if wrong is not None:
+            raise InvocationError(
+                f"The function {self._settings.function_name!r} is invoked, but does not run:"
+                f" {wrong}"
+            )
+
+    async def _end_ping(self) -> None:
+        ping, self._ping = self._ping, None
+        if ping is not None:
+            ping.cancel()
+            await asyncio.gather(ping, return_exceptions=True)
 
     # End --------------------------------------------------------------------------------------
 

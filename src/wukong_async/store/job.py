@@ -122,13 +122,14 @@ class JobStore:
         answer = await self._call(scripts.WATCH, most)
         if not answer:
             return Watch(None)
-        state, passed, live, extended, revived = answer
+        state, passed, live, extended, revived, unheard = answer
         return Watch(
             JobState(state.decode()),
             tuple(executor.decode() for executor in revived),
             passed,
             live,
             bool(extended),
+            unheard,
         )
 
     async def cancel(self, state: JobState, error: bytes) -> JobState | None:

@@ -5,20 +5,24 @@
 -- attempt, but has a bound of its own, and waits twice as long each time.
 --
 -- ARGV  1 most executors to revive
--- reply {state, passed, live, extended, {revived, ...}} | {} for an unknown job
+-- reply {state, passed, live, extended, {revived, ...}, unheard} | {} for an unknown job
+--       unheard: how many of the revived have not begun since they were invoked last
 local job = call('HMGET', JOB, 'state', 'attempts', 'grace', 'unstarted', 'passed', 'ttl', 'deadline')
 if not job[1] then return {} end
 local t = now()
-local revived = {}
+local revived, unheard = {}, 0
 if job[1] == 'running' then
   for _, x in ipairs(call('ZRANGEBYSCORE', LIVE, '-inf', t, 'LIMIT', 0, ARGV[1])) do
     local r = load_record(x)
-    if r.nonce == '' then r.unstarted = r.unstarted + 1 end
+    if r.nonce == '' then
+      r.unstarted = r.unstarted + 1
+      unheard = unheard + 1
+    end
     if r.gen >= tonumber(job[2]) or r.unstarted > tonumber(job[4]) then
       local kind = r.gen >= tonumber(job[2]) and 'lost' or 'unstarted'
       finish_job('failed', cmsgpack.pack({ kind, x, r.gen, call('HGET', REC, x .. '/f') }))
       job[1] = 'failed'
-      revived = {}
+      revived, unheard = {}, 0
       break
     end
     r.nonce = ''
@@ -33,4 +37,4 @@ if tonumber(job[7]) - t < job[6] * 2 / 3 then
   call('HSET', JOB, 'deadline', t + job[6])
   expire(t + job[6], JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN)
 end
-return { job[1], tonumber(job[5]), call('ZCARD', LIVE), extended, revived }
+return { job[1], tonumber(job[5]), call('ZCARD', LIVE), extended, revived, unheard }
