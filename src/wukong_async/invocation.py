@@ -5,10 +5,13 @@ JSON, because that is what Lambda passes to a Python function. Nothing is unpick
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Self
 
 import cloudpickle
@@ -20,18 +23,25 @@ from wukong_async.errors import InvocationError
 FORMAT = 1
 
 
+IF_BOTH_HAVE_IT = ("numpy", "pandas")
+"""Packages that a graph may do without; their minor versions change what their pickles say."""
 PING: Mapping[str, object] = {"wukong": FORMAT, "ping": True}
 """The event that asks a function whether it starts and reaches the store."""
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """What has to be equal in the client and in the function, or pickles do not fit."""
-    return {
+    found = {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "wukong-async": __version__,
         "dask": dask.__version__,
         "cloudpickle": cloudpickle.__version__,
     }
+    for name in IF_BOTH_HAVE_IT:  # Not imported for it: that takes a second.
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = ".".join(version(name).split(".")[:2])
+    return found
 
 
 def mismatch(client: Mapping[str, str], function: Mapping[str, str]) -> str | None:
@@ -40,6 +50,7 @@ def mismatch(client: Mapping[str, str], function: Mapping[str, str]) -> str | No
         f"{name}: client {client.get(name, 'none')}, function {function.get(name, 'none')}"
         for name in sorted({*client, *function})
         if client.get(name) != function.get(name)
+        and (name not in IF_BOTH_HAVE_IT or (name in client and name in function))
     ]
     return "; ".join(differences) or None
 

@@ -34,3 +34,9 @@ def test_versions_that_differ_are_listed() -> None:
     assert f"dask: client {mine['dask']}, function 1.0" in said
     assert f"python: client {mine['python']}, function 2.7" in said
     assert "cloudpickle" not in said
+
+
+def test_packages_that_a_graph_may_do_without_count_where_both_have_them() -> None:
+    mine = {**versions(), "numpy": "2.4"}
+    assert mismatch(mine, {k: v for k, v in mine.items() if k != "numpy"}) is None
+    assert mismatch(mine, {**mine, "numpy": "1.26"}) == "numpy: client 2.4, function 1.26"

@@ -15,7 +15,7 @@ from wukong_async.config import Settings
 from wukong_async.errors import StoreFull, StoreUnreachable, WukongError
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
-from wukong_async.invocation import PING, Invocation
+from wukong_async.invocation import PING, Invocation, versions
 from wukong_async.loops import new_event_loop
 from wukong_async.store import Connections, JobStore
 
@@ -37,6 +37,7 @@ class Service:
         self._connections: Connections | None = None
         self._worker = _new_worker()
         self._cache = PlanCache("")
+        versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
 
     def handle(self, event: object, context: Context) -> dict[str, str]:
         """Lambda's entry point: run one invocation to its end."""
