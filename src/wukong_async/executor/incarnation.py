@@ -23,6 +23,7 @@ import dask._task_spec
 
 from wukong_async import blocks, failure, wire
 from wukong_async.blocks import PlanFacts
+from wukong_async.config import Settings
 from wukong_async.engine import (
     Action,
     Begin,
@@ -47,8 +48,8 @@ from wukong_async.store.job import BATCH_BYTES
 
 T = TypeVar("T")
 
-BLOCK_BYTES = 256 * 1024
-"""What a block of the plan is reckoned with: the default of `block_size`."""
+BLOCK_BYTES = Settings.block_size
+"""What a block of the plan is reckoned with: the default."""
 COMMIT_BYTES = 16 * 1024 * 1024
 """Inline values of one commit; the others go to the data shards, or a wide round of small outputs
 would be one script argument of gigabytes."""

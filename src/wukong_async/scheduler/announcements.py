@@ -18,11 +18,9 @@ from typing import Self
 from redis.exceptions import RedisError
 
 from wukong_async.store import Connections
+from wukong_async.store.connections import FIRST_PAUSE, LONGEST_PAUSE
 
 log = logging.getLogger("wukong.scheduler")
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
-"""Seconds between two attempts to connect again; doubled each time, with full jitter."""
 
 
 class Announcements:

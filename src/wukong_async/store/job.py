@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from wukong_async import wire
+from wukong_async.config import Settings
 from wukong_async.protocol import (
     Begun,
     JobState,
@@ -30,8 +31,8 @@ from wukong_async.store.values import Place, place_of
 BATCH_BYTES = 64 * 1024 * 1024
 """Most bytes that one request writes or asks for: bounds the buffers on both sides."""
 BATCH_OBJECTS = 5000
-SMALL_VALUE = 16 * 1024
-"""Bytes that an inline value is reckoned with: the default of `inline_limit`."""
+SMALL_VALUE = Settings.inline_limit
+"""Bytes that an inline value is reckoned with: the default."""
 METADATA = ("job", "live", "rec", "cnt", "refs", "val", "res", "open")
 
 
