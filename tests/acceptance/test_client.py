@@ -207,7 +207,7 @@ async def test_the_summary_counts(client: WukongClient, cluster: LocalCluster) -
     assert summary.invocations == summary.begins == 2
     assert after.invocations - before.invocations == 2
     assert summary.commits == 3
-    assert 0 < summary.seconds < 60
+    assert summary.seconds > 0
 
 
 # Arguments ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from tests.acceptance.functions import (
     touch_and_wait,
 )
 from tests.conftest import keys_of
-from tests.unit.test_package import ROOT
+from tests.paths import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError, ExecutorLost
