@@ -19,7 +19,6 @@ from tests.acceptance.functions import (
     SlowToLoad,
     add,
     allocate,
-    fails,
     inc,
     ones,
     seconds_of,
@@ -116,25 +115,6 @@ async def test_a_task_that_takes_too_much_memory() -> None:
                 await client.compute({"greedy": (allocate, 600)}, "greedy")
             assert cluster.stats().out_of_memory == 1
             assert await client.compute(delayed(inc)(1)) == 2
-
-
-async def test_a_failure_stops_the_other_executors(cluster: LocalCluster, tmp_path: Path) -> None:
-    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
-
-    def fails_once_the_other_runs(path: str) -> None:
-        touch_and_wait(os.devnull, path)
-        fails("early")
-
-    slow = delayed(touch_and_wait)(str(touched), str(awaited), 1)
-    later = [delayed(touch_and_wait)(str(tmp_path / "later"), str(awaited), slow)]
-    async with WukongClient(cluster) as client:
-        with pytest.raises(ValueError, match="early"):
-            await client.compute(
-                delayed(add)(*later, delayed(fails_once_the_other_runs)(str(touched)))
-            )
-        assert keys_of(cluster) == [], "nothing is left although somebody still runs"
-        awaited.touch()
-        assert await client.compute(delayed(inc)(1), delayed(inc)(2)) == (2, 3)
 
 
 async def test_cancelling_a_computation_cancels_its_job(
