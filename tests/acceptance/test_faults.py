@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -148,7 +149,7 @@ def test_an_interrupt_cancels_the_job(cluster: LocalCluster, tmp_path: Path) -> 
     program = tmp_path / "program.py"
     program.write_text(INTERRUPTED.format(touched=str(touched), awaited=str(awaited)))
     settings = Settings.load(cluster.settings)
-    environment = {**os.environ, **settings.environment(), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **settings.environment(), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     with subprocess.Popen(
         [sys.executable, str(program)], env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -167,8 +168,8 @@ async def test_cancelling_at_any_moment_leaves_nothing(client: WukongClient, tur
     for _ in range(turns):
         await asyncio.sleep(0)
     computing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await computing
+    with contextlib.suppress(asyncio.CancelledError):  # Where turns are slow, it has ended.
+        assert await computing == 2
     assert await client.compute(delayed(inc)(2)) == 3
 
 
