@@ -142,7 +142,7 @@ GRAPHS: dict[str, tuple[dict[Any, Any], Any]] = {
         | {"all": (list, [f"n{i}" for i in range(10)]), "none": (returns_none, "all")},
         ["all", "none", "n0", "n9"],
     ),
-    "None as a key and as a value": (
+    "None inside a value": (
         {"a": (dict, [["k", None]]), "b": (dict.get, "a", "k"), "c": (identity, "b")},
         ["a", "b", "c"],
     ),
