@@ -130,7 +130,12 @@ GRAPHS: dict[str, tuple[dict[Any, Any], Any]] = {
         ["b", "c"],
     ),
     "values that are names of keys": (
-        {"a": (str.lower, "B"), "b": (identity, "a"), "c": (list, ["a", "b"]), "d": (len, "c")},
+        {
+            "b": (inc, 1),
+            "a": (lambda text, _: text.lower(), "B", "b"),
+            "c": (identity, "a"),
+            "d": (list, ["a", "b", "c"]),
+        },
         ["a", "b", "c", "d"],
     ),
     "an alias that is named like a value": (
