@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# Relative, since pip splits these at spaces. The second is what newer pips build with.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test check bench simulate format constraints clean
@@ -55,7 +57,7 @@ $(BIN)/pip:
 constraints:
 	rm -rf $(VENV)-new
 	$(PYTHON) -m venv $(VENV)-new
-	PIP_CONSTRAINT= $(VENV)-new/bin/pip install --quiet '.[demo,bench,test,check]' hatchling editables
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(VENV)-new/bin/pip install --quiet '.[demo,bench,test,check]' hatchling editables
 	$(VENV)-new/bin/pip freeze --exclude wukong-async > constraints.txt
 	rm -rf $(VENV)-new
 

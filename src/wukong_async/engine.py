@@ -89,7 +89,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read these objects into memory; answer with `fetched` or `lost`."""
+    """Read these objects into memory; answer with `fetched` or `failed`."""
 
     objects: tuple[int, ...]
 

@@ -22,7 +22,7 @@ from dask import delayed
 
 from tests.acceptance.functions import add, identity, inc, touch_and_wait
 from tests.conftest import eventually, keys_of
-from tests.unit.test_package import ROOT
+from tests.paths import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.errors import ClientStateError, ConfigError, MissingKeyError
 from wukong_async.loops import LoopThread
@@ -216,7 +216,7 @@ async def test_the_summary_counts(client: WukongClient, cluster: LocalCluster) -
     assert summary.invocations == summary.begins == 2
     assert after.invocations - before.invocations == 2
     assert summary.commits == 3
-    assert 0 < summary.seconds < 60
+    assert summary.seconds > 0
 
 
 # Arguments ----------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_client_that_is_left_open_ends_with_its_program(tmp_path: Path) -> Non
     program.write_text(LEFT_OPEN.format(arguments="use_local_proxy=True"))
     done = subprocess.run(
         [sys.executable, str(program)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
         capture_output=True,
         text=True,
         timeout=60,

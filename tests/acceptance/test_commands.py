@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_package import ROOT
+from tests.paths import ROOT
 from wukong_async import __version__
 from wukong_async.cli import main
 

@@ -138,6 +138,28 @@ GRAPHS: dict[str, tuple[dict[Any, Any], Any]] = {
         {"a": (identity, ValueError), "b": (identity, "a"), "c": (str, (KeyError, "k"))},
         ["b", "c"],
     ),
+    "values that are names of keys": (
+        {
+            "b": (inc, 1),
+            "a": (lambda text, _: text.lower(), "B", "b"),
+            "c": (identity, "a"),
+            "d": (list, ["a", "b", "c"]),
+        },
+        ["a", "b", "c", "d"],
+    ),
+    "an alias that is named like a value": (
+        {"a": (str.lower, "D"), "b": "a", "d": (str.upper, "b")},
+        ["a", "b", "d"],
+    ),
+    "None in a fan-in": (
+        {f"n{i}": (returns_none,) for i in range(10)}
+        | {"all": (list, [f"n{i}" for i in range(10)]), "none": (returns_none, "all")},
+        ["all", "none", "n0", "n9"],
+    ),
+    "None inside a value": (
+        {"a": (dict, [["k", None]]), "b": (dict.get, "a", "k"), "c": (identity, "b")},
+        ["a", "b", "c"],
+    ),
     "integer and float keys": ({1: 5, 2.5: (inc, 1)}, 2.5),
     "no keys": ({"a": 1}, []),
     "an empty graph": ({}, []),
@@ -163,6 +185,25 @@ async def test_graphs(client: WukongClient, name: str) -> None:
     assert await client.compute(dsk, keys) == expected
     assert await client.compute(dsk, keys=keys) == expected
     assert await asyncio.to_thread(client.get, dsk, keys) == expected
+
+
+async def test_an_exception_that_is_returned_is_a_value(client: WukongClient) -> None:
+    # Two leaves in two executors, so that one of them crosses the store.
+    dsk = {
+        "made": (ValueError, "one", 1),
+        "given": ValueError("two", 2),
+        "other": (identity, "given"),
+        "both": (identity, ["made", "other"]),
+    }
+    both, made, given, other = await client.compute(dsk, ["both", "made", "given", "other"])
+    for found, arguments in zip(
+        [*both, made, given, other],
+        [("one", 1), ("two", 2), ("one", 1), ("two", 2), ("two", 2)],
+        strict=True,
+    ):
+        assert type(found) is ValueError
+        assert found.args == arguments
+    assert await client.compute({"a": (type, (RuntimeError, "x"))}, "a") is RuntimeError
 
 
 async def test_a_string_that_equals_a_key_stays_a_string(client: WukongClient) -> None:

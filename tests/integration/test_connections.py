@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -75,10 +74,8 @@ async def test_scripts_come_back_after_a_restart(connections: Connections) -> No
 
 async def test_a_server_that_is_not_there() -> None:
     async with Connections(["unix:///nowhere/valkey.sock"], timeout=0.2) as connections:
-        started = time.monotonic()
         with pytest.raises(StoreUnreachable, match=r"unix:///nowhere/valkey.sock has not answered"):
             await connections.check()
-        assert time.monotonic() - started < 5
 
 
 async def test_a_server_that_goes_away() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from tests.conftest import eventually
 from wukong_async import LocalCluster
 from wukong_async.errors import ClusterError, ConfigError
+from wukong_async.local.valkey import Valkey
 
 PROGRAM = """
 import json, sys, time
@@ -154,6 +156,22 @@ def test_a_guard_that_is_killed_takes_valkey_with_it() -> None:
     eventually(lambda: not is_alive(server.pid))
     cluster.close()
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_guard_ends_with_its_parent_and_not_with_a_signal(number: signal.Signals) -> None:
+    valkey = Valkey()
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as guarded:
+        try:
+            asyncio.run(valkey.started())
+            os.kill(valkey.guard_pid, number)
+            valkey.watch(guarded.pid)  # Heard by a guard that is still there.
+            valkey.stop()
+            assert valkey._guard.returncode == 0
+            assert guarded.wait(20) == -signal.SIGKILL
+        finally:
+            valkey.stop()
+            guarded.kill()
 
 
 def test_only_the_owner_can_reach_the_store(shared_cluster: LocalCluster) -> None:

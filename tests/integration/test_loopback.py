@@ -21,6 +21,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
 from tests.integration.test_lifecycle import is_alive
+from tests.paths import ROOT
 from wukong_async.errors import ClusterError
 from wukong_async.local.endpoint import Loopback
 from wukong_async.local.function import EventInvokeConfig
@@ -28,7 +29,6 @@ from wukong_async.local.pool import FunctionConfiguration
 from wukong_async.local.valkey import Valkey
 
 HANDLER = "tests.integration.handlers.handler"
-ROOT = Path(__file__).parents[2]
 
 
 @contextlib.asynccontextmanager

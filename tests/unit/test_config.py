@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import dask
 import pytest
 
-from tests.unit.test_package import ROOT
+from tests.paths import ROOT
 from wukong_async.config import Settings, redact
 from wukong_async.errors import ConfigError
 
@@ -76,18 +73,6 @@ def test_a_bad_setting_is_named(overrides: dict[str, object], says: str) -> None
 def test_a_section_that_is_no_mapping_is_named() -> None:
     with dask.config.set({"wukong": 3}), pytest.raises(ConfigError, match="must be a mapping"):
         Settings.load()
-
-
-def test_settings_reach_another_process_through_its_environment() -> None:
-    settings = Settings(
-        redis_endpoints=("unix:///tmp/a b.sock", "redis://h:1"), lease=2.5, region="eu-west-1"
-    )
-    code = "from wukong_async.config import Settings; print(repr(Settings.load()))"
-    environment = {**os.environ, **settings.environment()}
-    shown = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert shown.stdout.strip() == repr(settings)
 
 
 def test_secrets_are_not_shown() -> None:

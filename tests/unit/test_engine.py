@@ -114,6 +114,37 @@ def test_a_fan_in_made_here_needs_no_store() -> None:
     assert script.peak <= 8, "depth first: a path to the root, not a whole level"
 
 
+@pytest.mark.parametrize("leaves", [64, 1024, 8192])
+def test_what_is_held_of_a_tree_is_as_much_as_it_is_deep(leaves: int) -> None:
+    plan = tree(leaves)
+    depth = leaves.bit_length()
+    whole = Script(plan)
+    whole.drive(plan.leaves)
+    assert whole.peak <= depth + 1
+    root = len(plan) - 1
+    half = Script(plan, claims=[(root,)])
+    half.drive(plan.leaves[: leaves // 2])
+    assert half.peak <= depth + 1
+
+
+@pytest.mark.parametrize("width", [64, 1024, 8192])
+def test_what_is_held_between_a_fan_out_and_a_tree_is_as_much_as_it_is_deep(width: int) -> None:
+    graph: dict[int, list[int]] = {0: []}
+    level = []
+    for _ in range(width):  # Two tasks in a row from the one root to each leaf.
+        graph[len(graph)] = [0]
+        graph[len(graph)] = [len(graph) - 1]
+        level.append(len(graph) - 1)
+    while len(level) > 1:
+        above = [len(graph) + i for i in range(len(level) // 2)]
+        graph.update({n: level[2 * i : 2 * i + 2] for i, n in enumerate(above)})
+        level = above
+    script = Script(make_plan(graph, level))
+    script.drive([0])
+    assert script.commits == [Commit(passed=len(graph), results=(len(graph) - 1,))]
+    assert script.peak <= width.bit_length() + 3, "the root, a path, and not a whole level"
+
+
 def test_half_a_tree_arrives_at_the_root_and_a_claim_continues() -> None:
     plan = tree(8)
     root = len(plan) - 1

@@ -1,57 +1,9 @@
 from __future__ import annotations
 
-import asyncio
 import gc
-import threading
-from collections.abc import Coroutine
-from typing import Any
-
-import pytest
 
 from wukong_async.collector import collector_paused
-from wukong_async.loops import LoopThread, plain
-
-
-def test_a_loop_in_a_thread() -> None:
-    thread = LoopThread("wukong-test")
-
-    async def where() -> str:
-        return threading.current_thread().name
-
-    assert thread.run(where()) == "wukong-test"
-    thread.stop()
-    thread.stop()
-
-
-def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    thread = LoopThread("wukong-test")
-    cleaned_up = threading.Event()
-    submit = asyncio.run_coroutine_threadsafe
-    interrupted: list[object] = []
-
-    async def work() -> None:
-        try:
-            await asyncio.sleep(1000)
-        finally:
-            await asyncio.sleep(0)
-            cleaned_up.set()
-
-    def interrupt(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
-        future = submit(coroutine, loop)
-        if not interrupted:
-            interrupted.append(future)
-
-            def result() -> None:
-                raise KeyboardInterrupt
-
-            future.result = result  # type: ignore[assignment]
-        return future
-
-    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        thread.run(work())
-    assert cleaned_up.is_set()
-    thread.stop()
+from wukong_async.loops import plain
 
 
 def test_groups_are_not_shown_to_callers() -> None:

@@ -36,4 +36,3 @@ CLOSE = _read("close")
 EXTEND = _read("extend")
 
 ALL = (CREATE, BEGIN, COMMIT, RENEW, WATCH, CANCEL, OUTCOME, FINISH, CONFIRM, CLOSE, EXTEND)
-BY_SHA = {script.sha: script for script in ALL}

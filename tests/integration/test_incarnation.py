@@ -1,0 +1,140 @@
+"""One incarnation of an executor in this process, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.functions import touch_and_wait
+from wukong_async.config import Settings
+from wukong_async.executor import incarnation as incarnation_module
+from wukong_async.executor.incarnation import Incarnation
+from wukong_async.executor.memory import PlanCache
+from wukong_async.invocation import Invocation
+from wukong_async.protocol import JobState, Reply, Status
+from wukong_async.scheduler.upload import Upload
+from wukong_async.store import Connections, JobStore, NewJob
+
+
+@pytest.fixture
+def worker() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+class Job:
+    """A planned graph in the store; executor 0 has all of its leaves."""
+
+    def __init__(self, connections: Connections, worker: ThreadPoolExecutor) -> None:
+        self.store = JobStore(connections, secrets.token_hex(4))
+        self.worker = worker
+
+    async def create(self, dsk: dict[str, Any], key: str, leaves: slice = slice(None)) -> Upload:
+        upload = Upload.prepare(dsk, [key], Settings())
+        await self.store.open(600)
+        for batch in upload.batches():
+            await self.store.put(batch, 600)
+        new = NewJob(
+            tasks=len(upload.plan),
+            want=1,
+            channel="channel",
+            slots=1,
+            lease=0.3,
+            grace=60,
+            attempts=3,
+            unstarted=3,
+            ttl=600,
+            facts=upload.facts.pack(),
+            values=upload.values,
+            records=[("0", upload.plan.leaves[leaves])],
+        )
+        assert await self.store.create(new) is Status.OK
+        return upload
+
+    def incarnation(self) -> Incarnation:
+        job_id = self.store.job_id
+        invocation = Invocation(job_id, "0")
+        return Incarnation(invocation, self.store, PlanCache(job_id), self.worker, "request")
+
+    async def take_over(self) -> None:
+        """Have another incarnation begin, as if the first had been silent."""
+        live = f"wukong:{{{self.store.job_id}}}:live"
+        status = Status.HELD
+        while status is Status.HELD:  # It may be renewed in between.
+            await self.store._connections.command(0, "ZADD", live, "XX", 1, "0")
+            status = (await self.store.begin("0", "other")).status
+        assert status is Status.OK
+
+
+@pytest.fixture
+async def job(connections: Connections, worker: ThreadPoolExecutor) -> AsyncIterator[Job]:
+    made = Job(connections, worker)
+    yield made
+    await made.store.cancel(JobState.CANCELLED, b"")
+    await made.store.finish()
+
+
+@pytest.mark.parametrize("answer", [Status.STOP, Status.FENCED])
+async def test_a_renewal_that_is_refused_ends_the_incarnation_in_the_middle_of_a_task(
+    job: Job, tmp_path: Path, answer: Status
+) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    after = tmp_path / "after"
+    await job.create(
+        {
+            "slow": (touch_and_wait, str(touched), str(awaited)),
+            "after": (touch_and_wait, str(after), str(awaited), "slow"),
+        },
+        "after",
+    )
+    incarnation = job.incarnation()
+    running = asyncio.create_task(incarnation.run())
+    try:
+        async with asyncio.timeout(20):
+            while not touched.exists():
+                await asyncio.sleep(0.01)
+            if answer is Status.STOP:
+                await job.store.cancel(JobState.CANCELLED, b"")
+            else:
+                await job.take_over()
+            assert await running is answer
+        assert incarnation.busy, "nobody has waited for the task"
+    finally:
+        awaited.touch()
+        running.cancel()
+        await asyncio.wait([running])
+    await asyncio.to_thread(job.worker.shutdown)
+    assert not after.exists(), "what was scheduled behind it does not run"
+    outcome = await job.store.outcome()
+    assert outcome.passed == 0
+
+
+async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incarnation_module, "COMMIT_BYTES", 10_000)
+    bodies: list[int] = []
+    commit = JobStore.commit
+
+    async def weighed(self: JobStore, executor: str, gen: int, seq: int, body: bytes) -> Reply:
+        bodies.append(len(body))
+        return await commit(self, executor, gen, seq, body)
+
+    monkeypatch.setattr(JobStore, "commit", weighed)
+    leaves: dict[str, Any] = {f"x{i}": (bytes, 1000) for i in range(101)}
+    # Somebody else would have the last leaf, so all the others have to travel.
+    upload = await job.create({**leaves, "total": (list, list(leaves))}, "total", slice(100))
+    assert await job.incarnation().run() is Status.OK
+    (body,) = bodies
+    assert 10_000 < body < 20_000, "a few values, and a pointer to each of the others"
+    stored = await job.store.look(upload.plan.leaves[:100])
+    inline = [v for v in stored.values() if v is not None and len(v) > 1000]
+    assert len(inline) == 9
+    found = await job.store.read(upload.plan.leaves[:100])
+    assert all(frame is not None and bytes(1000) in frame for frame in found.values())

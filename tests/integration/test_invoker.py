@@ -1,0 +1,63 @@
+"""The invoker against a Lambda API that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+
+from wukong_async.config import Settings
+from wukong_async.invoker import Invoker
+
+HOST = "127.0.0.1"
+
+
+class Lambda:
+    """Answers no call before `expected` are in flight."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.url = ""
+        self.calls = self.in_flight = self.peak = 0
+        self.full = asyncio.Event()
+
+    async def answer(self, _: web.BaseRequest) -> web.Response:
+        self.calls += 1
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        if self.in_flight >= self.expected:
+            self.full.set()
+        await self.full.wait()
+        for _turn in range(100):  # Whoever else has been sent arrives meanwhile.
+            await asyncio.sleep(0)
+        self.in_flight -= 1
+        return web.Response(status=202)
+
+
+@contextlib.asynccontextmanager
+async def lambda_api(expected: int) -> AsyncIterator[Lambda]:
+    api = Lambda(expected)
+    runner = web.ServerRunner(web.Server(api.answer))
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, HOST, 0)
+        await site.start()
+        address: Any = runner.addresses[0]
+        api.url = f"http://{HOST}:{address[1]}"
+        yield api
+    finally:
+        await runner.cleanup()
+
+
+async def test_calls_in_flight_are_as_many_as_allowed_and_no_more() -> None:
+    # More than botocore's own pool of 10 would let through.
+    limit = 16
+    async with lambda_api(limit) as api:
+        settings = Settings(endpoint_url=api.url, invoke_concurrency=limit)
+        async with asyncio.timeout(30), Invoker(settings) as invoker:
+            await invoker.invoke_all([b"{}"] * 50)
+            assert invoker.sent == api.calls == 50
+        assert api.peak == limit
