@@ -250,7 +250,7 @@ async def test_a_plan_that_the_store_forgets(
         with monkeypatch.context() as patched:
             patched.setattr(JobStore, "create", forgotten)
             async with asyncio.timeout(20):
-                with pytest.raises(StoreLost):
+                with pytest.raises(StoreLost, match="lost a part of the plan"):
                     await client.compute(delayed(inc)(1))
         assert await client.compute(delayed(inc)(1)) == 2
 
