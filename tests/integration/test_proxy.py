@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -182,7 +183,9 @@ def test_no_secret_no_proxy() -> None:
 
 
 def test_the_service(cluster: LocalCluster) -> None:
-    settings = Settings.load({**cluster.settings, "proxy_port": 0, "proxy_secret": SECRET})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = Settings.load({**cluster.settings, "proxy_port": port, "proxy_secret": SECRET})
     with subprocess.Popen(
         [sys.executable, "-m", "proxy_service"],
         env={**os.environ, **settings.environment()},
@@ -190,8 +193,8 @@ def test_the_service(cluster: LocalCluster) -> None:
         text=True,
     ) as service:
         assert service.stdout is not None
-        port = int(service.stdout.readline().split()[-1])
-        client = ProxyClient(settings.replace(proxy_address="127.0.0.1", proxy_port=port))
+        assert service.stdout.readline() == f"proxy on port {port}\n"
+        client = ProxyClient(settings.replace(proxy_address="127.0.0.1"))
         asyncio.run(client.fire([NOBODY] * 3))
         service.send_signal(signal.SIGTERM)
         assert service.wait(20) == 0
