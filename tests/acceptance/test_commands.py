@@ -44,8 +44,11 @@ def test_the_demo() -> None:
 
 
 def test_a_mistake_in_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--workers", "0"]) == 1
-    assert "wukong: n_workers must be at least 1, not 0." in capsys.readouterr().err
+    for command in (["demo"], ["local", "up"]):
+        assert main([*command, "--workers", "0"]) == 1
+        said = capsys.readouterr()
+        assert said.err == "wukong: n_workers must be an int of at least 1, not 0.\n"
+        assert said.out == ""
 
 
 def test_a_cluster_to_share(tmp_path: Path) -> None:

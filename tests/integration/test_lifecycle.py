@@ -186,10 +186,23 @@ async def test_a_cluster_in_asynchronous_code() -> None:
         assert cluster.stats().sandboxes == 1
 
 
-@pytest.mark.parametrize("bad", [{"n_workers": 0}, {"timeout": 0}])
-def test_arguments_that_cannot_be(bad: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(bad))):
-        LocalCluster(**bad)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("n_workers", [0, -1, "2", 2.5, True], "must be an int of at least 1, not"),
+        ("memory_size", [0, 1.5, "512", True, None], "must be an int of at least 1, not"),
+        ("timeout", [0, -1, "1", True, float("nan"), float("inf"), None], "must be a number of s"),
+        ("event_invoke_config", [{}, 3], "must be an EventInvokeConfig, not"),
+        ("function_name", ["", "a b", "x" * 65, "é", "f:1", None, 3], "must be 1 to 64 letters"),
+        ("environment", ["A=1", 3, ["A"]], "must map str to str; it is a"),
+        ("environment", [{1: "a"}, {"": "a"}, {"A=B": "a"}], ".* is not the name of a variable"),
+        ("environment", [{"A": 1}, {"A": None}, {"A": "a\0"}], ": the value of 'A' must be a str"),
+    ],
+)
+def test_arguments_that_cannot_be(name: str, values: list[Any], wanted: str) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"{name}.*{wanted}"):
+            LocalCluster(**{name: value})
 
 
 def test_a_sandbox_that_cannot_start_says_why() -> None:
