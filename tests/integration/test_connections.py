@@ -14,6 +14,7 @@ from wukong_async import wire
 from wukong_async.errors import ConfigError, StoreError, StoreUnreachable
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Commit, JobState, Payload, Status
+from wukong_async.scheduler.announcements import Announcements
 from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body
 
 
@@ -175,3 +176,26 @@ async def test_large_values_travel_in_parts_and_batches(
     found = await store.get([name for name, _ in objects], [700] * 10)
     assert found == [segments[0] for _, segments in objects]
     await store.finish()
+
+
+async def test_a_server_that_takes_no_subscription_is_named() -> None:
+    async with another_valkey() as server:
+        async with Connections([server.url], timeout=5) as admin:
+            await admin.command(0, "ACL", "SETUSER", "u", "on", ">pw", "~*", "+@all", "-subscribe")
+        url = server.url.replace("unix://", "unix://u:pw@")
+        async with Connections([url], timeout=0.3) as connections:
+            await connections.check()
+            with pytest.raises(StoreUnreachable) as caught:
+                async with Announcements(connections):
+                    pass
+    assert f"The store at {server.url.replace('unix://', 'unix://u:***@')} has" in str(caught.value)
+    assert "wukong.store_timeout" in str(caught.value)
+    assert "permission" in str(caught.value)
+
+
+async def test_a_server_that_is_silent_to_subscribers_is_named() -> None:
+    async with another_valkey() as server, Connections([server.url], timeout=0.3) as connections:
+        await connections.command(0, "CLIENT", "PAUSE", 60_000)
+        with pytest.raises(StoreUnreachable, match=f"The store at {server.url} has not taken"):
+            async with Announcements(connections):
+                pass
