@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.conftest import eventually
 from tests.unit.test_package import ROOT
 from wukong_async import __version__
 from wukong_async.cli import main
@@ -89,6 +91,31 @@ def test_a_cluster_to_share(tmp_path: Path) -> None:
         cluster.send_signal(signal.SIGINT)
         assert cluster.wait(20) == 0
         assert "stopped" in cluster.stdout.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["it starts", "it is up"])
+def test_a_cluster_to_share_ends_cleanly(number: signal.Signals, moment: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, *WUKONG, "local", "up", "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        if moment == "it is up":
+            assert "is up" in process.stdout.readline()
+        us = psutil.Process(process.pid)
+        eventually(lambda: bool(us.children()))
+        started = us.children(recursive=True)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert said.endswith("stopped\n")
+        assert errors == ""
+        if moment == "it starts":
+            assert said == "stopped\n"
+        eventually(lambda: not any(map(psutil.Process.is_running, started)))
 
 
 def test_the_benchmark_counts_what_the_design_promises(tmp_path: Path) -> None:
