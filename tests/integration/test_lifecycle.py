@@ -270,3 +270,14 @@ async def test_an_error_of_a_sandbox_s_place_is_no_group(
     with pytest.raises(ClusterError, match="broken"):
         async with LocalCluster(1):
             pass
+
+
+def test_sandboxes_that_take_too_long_to_start_show_what_they_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "print('wait', flush=True)\nimport time\ntime.sleep(99)"
+    )
+    monkeypatch.setattr("wukong_async.local.cluster.START_TIMEOUT", 2)
+    with pytest.raises(ClusterError, match="did not initialise within 2 s:\nwait"):
+        LocalCluster(1, environment={"PYTHONPATH": str(tmp_path)}).start()
