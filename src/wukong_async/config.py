@@ -23,10 +23,17 @@ from wukong_async.errors import ConfigError
 
 NAMESPACE = "wukong"
 REDACTED = "***"
+MOST = 10**9
+"""Seconds (30 years) and counts: far below what Lua's numbers and timers can still hold."""
+LARGEST = 512 * 1024 * 1024
+"""Bytes of one argument of a command, as Redis and Valkey are set up by default."""
 
 
-def _setting(default: object, doc: str, unit: str = "") -> typing.Any:
-    return field(default=default, metadata={"doc": doc, "unit": unit})
+def _setting(
+    default: object, doc: str, unit: str = "", *, least: int = 1, most: int | None = None
+) -> typing.Any:
+    most = most or (LARGEST if unit == "bytes" else MOST)
+    return field(default=default, metadata={"doc": doc, "unit": unit, "least": least, "most": most})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +61,13 @@ class Settings:
     proxy_address: str | None = _setting(
         None, "Host of the proxy that fires wide fan-outs; default: no proxy."
     )
-    proxy_port: int = _setting(8989, "Port of the proxy.")
+    proxy_port: int = _setting(8989, "Port of the proxy.", most=65535)
     proxy_secret: str | None = _setting(
         None, "Shared secret of the proxy and its peers; no proxy runs without one."
     )
     use_local_proxy: bool = _setting(False, "A local cluster starts a proxy in its own loop.")
     max_task_fanout: int = _setting(
-        10, "More invocations than this at once go through the proxy, where there is one."
+        10, "More invocations than this at once go through the proxy, where there is one.", least=0
     )
     invoke_concurrency: int = _setting(32, "Invoke calls in flight, and the size of their pool.")
     max_concurrency: int = _setting(
@@ -84,7 +91,7 @@ class Settings:
         30.0, "How long the store may be silent before StoreUnreachable is raised.", "seconds"
     )
     inline_limit: int = _setting(
-        16 * 1024, "Values up to this size travel inside commits.", "bytes"
+        16 * 1024, "Values up to this size travel inside commits.", "bytes", least=0
     )
     part_size: int = _setting(
         64 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
@@ -96,15 +103,18 @@ class Settings:
         for spec in dataclasses.fields(self):
             value = _coerce(spec.name, spec.type, getattr(self, spec.name), _unit(spec))
             object.__setattr__(self, spec.name, value)
-        for name in ("max_concurrency", "max_attempts", "invoke_concurrency", "block_tasks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"wukong.{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("lease", "grace", "ttl", "store_timeout", "part_size", "block_size"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"wukong.{name} must be positive, not {getattr(self, name)}.")
-        for name in ("inline_limit", "max_task_fanout"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"wukong.{name} must not be negative.")
+        for spec in dataclasses.fields(self):
+            least, most = spec.metadata["least"], spec.metadata["most"]
+            value = getattr(self, spec.name)
+            # Written so that nan is in no range.
+            if spec.type == "float" and not 0 < value <= MOST:
+                raise ConfigError(
+                    f"wukong.{spec.name} must be positive and at most {MOST} s, not {value}."
+                )
+            if spec.type == "int" and value < least:
+                raise ConfigError(f"wukong.{spec.name} must be at least {least}, not {value}.")
+            if spec.type == "int" and value > most:
+                raise ConfigError(f"wukong.{spec.name} must be at most {most}, not {value}.")
         if self.ttl < 2 * self.lease:
             raise ConfigError(
                 f"wukong.ttl ({self.ttl:g} s) must be at least twice wukong.lease"
@@ -161,9 +171,9 @@ class Settings:
 
 
 def redact(url: str) -> str:
-    """`url` without its password."""
-    password = urlsplit(url).password
-    return url.replace(f":{password}@", f":{REDACTED}@") if password else url
+    """`url` without its password, even if it is malformed."""
+    url = re.sub(r"(://[^:@]*:).*@", rf"\1{REDACTED}@", url)
+    return re.sub(r"([?&]password=)[^&]*", rf"\1{REDACTED}", url)
 
 
 def _plain(value: object) -> object:
@@ -198,9 +208,9 @@ def _coerce(name: str, annotation: object, value: object, unit: str) -> object:
         case "int" if isinstance(value, int) and not isinstance(value, bool):
             return value
         case "float" if isinstance(value, str):
-            return _parsed(name, value, parse_timedelta)
+            return _parsed(name, value, lambda text: float(parse_timedelta(text)))
         case "float" if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            return _parsed(name, value, float)
         case "tuple[str, ...]":
             return _endpoints(name, value)
     expected = str(annotation) + (f" ({unit})" if unit else "")
@@ -208,10 +218,13 @@ def _coerce(name: str, annotation: object, value: object, unit: str) -> object:
     raise ConfigError(f"wukong.{name} must be {expected}, not {shown}.")
 
 
-def _parsed(name: str, value: str, parse: typing.Callable[[str], typing.Any]) -> typing.Any:
+def _parsed(name: str, value: object, parse: typing.Callable[[typing.Any], object]) -> object:
+    if isinstance(value, str) and not any(map(str.isdigit, value)):
+        # Dask reads "" as 1 byte and "s" as 1 second.
+        raise ConfigError(f"wukong.{name}: cannot read {value!r} (there is no number in it).")
     try:
         return parse(value)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise ConfigError(f"wukong.{name}: cannot read {value!r} ({error}).") from None
 
 
@@ -227,14 +240,41 @@ def _endpoints(name: str, value: object) -> tuple[str, ...]:
 
 
 def _endpoint(name: str, item: object) -> str:
-    if isinstance(item, (tuple, list)) and len(item) == 2:
-        item = f"{item[0]}:{item[1]}"
-    if isinstance(item, str):
-        if re.match(r"(redis|rediss|unix)://", item):
-            return item
-        if re.fullmatch(r"[\w.-]+:\d+", item):
-            return f"redis://{item}"
-    raise ConfigError(
-        f"wukong.{name}: {item!r} is neither a redis://, rediss:// or unix:// URL, nor host:port,"
-        " nor a (host, port) pair."
-    )
+    url = item
+    if isinstance(url, (tuple, list)) and len(url) == 2:
+        host, port = url
+        url = f"[{host}]:{port}" if str(host).count(":") > 1 else f"{host}:{port}"
+    if isinstance(url, str) and re.fullmatch(r"([\w.-]+|\[[\w:.%]+\]):\d+", url):
+        url = f"redis://{url}"
+    if not isinstance(url, str) or not re.match(r"(redis|rediss|unix)://", url):
+        raise ConfigError(
+            f"wukong.{name}: {redact(repr(item))} is neither a redis://, rediss:// or unix:// URL,"
+            " nor host:port, nor a (host, port) pair. An IPv6 address in host:port has brackets."
+        )
+    try:
+        _check_url(url)
+    except Exception as error:  # redis-py's own are of many types.
+        shown = redact(url)
+        raise ConfigError(f"wukong.{name}: {shown!r} cannot be used: {error}") from None
+    return url
+
+
+def _check_url(url: str) -> None:
+    from redis.asyncio import ConnectionPool
+
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        if parts.hostname or not parts.path:
+            raise ValueError("the socket's path is missing or does not begin with a slash.")
+    else:
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0  # The error shows what may be a part of the password.
+        if not parts.hostname or port == 0:
+            raise ValueError(
+                "the host is missing or the port is not one of 1 to 65535; special characters in"
+                " a password are written as %XX."
+            )
+    # Unknown options are refused only when a connection is made; it connects later.
+    ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from wukong_async.config import Settings
-from wukong_async.errors import FunctionNotFound, InvocationError
+from wukong_async.errors import ConfigError, FunctionNotFound, InvocationError
 from wukong_async.invocation import PING
 from wukong_async.loops import plain
 
@@ -31,7 +31,12 @@ CHECK_TIMEOUT = 8.0
 PING_TIMEOUT = 55.0
 """Seconds to wait for an answer to a ping: less than the client waits for any answer."""
 NOT_FOUND = "ResourceNotFoundException"
-THROTTLED = ("TooManyRequestsException", "ThrottlingException", "ServiceException", "EC2Throttled")
+THROTTLED = (
+    *("TooManyRequestsException", "ThrottlingException", "EC2ThrottledException"),
+    *("ServiceException", "ResourceConflictException", "ResourceNotReadyException"),
+    *("ENINotReadyException", "SnapStartNotReadyException", "CodeArtifactUserPendingException"),
+)
+"""What Invoke answers when the same event may well be taken later."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_KEY = "wukong-loopback"
 """Credentials for a local cluster, which does not look at them; botocore insists on some."""
@@ -55,15 +60,20 @@ class Invoker:
         """Events that Lambda has accepted."""
 
     async def __aenter__(self) -> Self:
+        """Make the client; nothing is sent.
+
+        Raises
+        ------
+        ConfigError
+            If the region, the endpoint or the configuration of AWS cannot be.
+        """
         # Half a second of imports that an executor does not need to pay for.
         from aiobotocore.config import AioConfig
         from aiobotocore.session import get_session
+        from botocore.exceptions import BotoCoreError
 
         settings = self._settings
-        loopback = (
-            settings.endpoint_url is not None
-            and urlsplit(settings.endpoint_url).hostname in LOOPBACK
-        )
+        loopback = _host(settings.endpoint_url) in LOOPBACK
         config = AioConfig(
             # A proxy of the environment cannot reach what listens on this machine alone.
             proxies={} if loopback else None,
@@ -85,7 +95,16 @@ class Invoker:
             config=config,
             **credentials,
         )
-        self._client = await self._stack.enter_async_context(make)
+        try:
+            self._client = await self._stack.enter_async_context(make)
+        except (BotoCoreError, ValueError) as error:
+            culprits = {
+                "InvalidRegionError": "wukong.region or AWS_REGION",
+                "ProfileNotFound": "AWS_PROFILE",
+                "ValueError": "wukong.endpoint_url or AWS_ENDPOINT_URL",
+            }
+            culprit = culprits.get(type(error).__name__, "The configuration of AWS")
+            raise ConfigError(f"{culprit}: {error}") from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -177,6 +196,20 @@ class Invoker:
                 f" reached or used: {error} Check wukong.region, wukong.endpoint_url and the AWS"
                 " credentials."
             ) from error
+
+
+def _host(url: str | None) -> str | None:
+    """The host of the endpoint, if one is set; botocore notices only some mistakes in its URL."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        wrong = parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise ConfigError(f"wukong.endpoint_url: {url!r} is no http:// or https:// URL.")
+    return parts.hostname
 
 
 class _Throttled(InvocationError):

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.conftest import eventually
 from tests.paths import ROOT
 from wukong_async import __version__
 from wukong_async.cli import main
@@ -44,8 +46,11 @@ def test_the_demo() -> None:
 
 
 def test_a_mistake_in_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--workers", "0"]) == 1
-    assert "wukong: n_workers must be at least 1, not 0." in capsys.readouterr().err
+    for command in (["demo"], ["local", "up"]):
+        assert main([*command, "--workers", "0"]) == 1
+        said = capsys.readouterr()
+        assert said.err == "wukong: n_workers must be an int of at least 1, not 0.\n"
+        assert said.out == ""
 
 
 def test_a_cluster_to_share(tmp_path: Path) -> None:
@@ -86,6 +91,31 @@ def test_a_cluster_to_share(tmp_path: Path) -> None:
         cluster.send_signal(signal.SIGINT)
         assert cluster.wait(20) == 0
         assert "stopped" in cluster.stdout.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["it starts", "it is up"])
+def test_a_cluster_to_share_ends_cleanly(number: signal.Signals, moment: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, *WUKONG, "local", "up", "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        if moment == "it is up":
+            assert "is up" in process.stdout.readline()
+        us = psutil.Process(process.pid)
+        eventually(lambda: bool(us.children()))
+        started = us.children(recursive=True)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert said.endswith("stopped\n")
+        assert errors == ""
+        if moment == "it starts":
+            assert said == "stopped\n"
+        eventually(lambda: not any(map(psutil.Process.is_running, started)))
 
 
 def test_the_benchmark_counts_what_the_design_promises(tmp_path: Path) -> None:

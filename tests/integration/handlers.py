@@ -59,6 +59,13 @@ def handler(event: dict[str, Any], context: Any) -> Any:
             return "seen"
         case {"do": "spawn"}:
             return subprocess.Popen(["sleep", "1000"]).pid
+        case {"do": "spawn away and sleep", "path": path}:
+            child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+            Path(path).write_text(str(child.pid))
+            time.sleep(1000)
+        case {"do": "spawn and allocate", "mb": mb}:
+            code = f"import time; hoard = b'x' * ({mb} * 1024 * 1024); time.sleep(1000)"
+            return subprocess.run([sys.executable, "-c", code], check=True).returncode
         case {"do": "environment", "name": name}:
             return os.environ.get(name)
     return event

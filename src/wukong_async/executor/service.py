@@ -6,8 +6,10 @@ wherever it can: raising would make Lambda deliver the event again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -20,6 +22,9 @@ from wukong_async.loops import new_event_loop
 from wukong_async.store import Connections, JobStore
 
 log = logging.getLogger("wukong.executor")
+
+NOT_OURS = ("_X_AMZN_", "AWS_LAMBDA_", "_LAMBDA_")
+"""Prefixes of the variables that AWS's runtime client sets and deletes for each request."""
 
 
 class Context(Protocol):
@@ -38,11 +43,16 @@ class Service:
         self._worker = _new_worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
+        self._environment = _environment()
+        self._directory = os.sep
+        with contextlib.suppress(OSError):  # It may have been deleted.
+            self._directory = os.getcwd()  # noqa: PTH109 - chdir wants it as it is
 
     def handle(self, event: object, context: Context) -> dict[str, str]:
         """Lambda's entry point: run one invocation to its end."""
         if event == PING:
             return self._loop.run_until_complete(self._answer_ping())
+        self._restore()
         invocation = Invocation.from_event(event)
         return self._loop.run_until_complete(self._handle(invocation, context.aws_request_id))
 
@@ -52,6 +62,16 @@ class Service:
             self._loop.run_until_complete(self._connections.__aexit__(None, None, None))
         self._worker.shutdown(wait=False)
         self._loop.close()
+
+    def _restore(self) -> None:
+        """Undo what tasks of earlier jobs did to the working directory and the environment."""
+        with contextlib.suppress(OSError):
+            os.chdir(self._directory)
+        now = _environment()
+        if now != self._environment:
+            for name in now.keys() - self._environment.keys():
+                del os.environ[name]
+            os.environ.update(self._environment)
 
     async def _connected(self) -> Connections:
         if self._connections is None:
@@ -92,6 +112,10 @@ class Service:
                 self._worker.shutdown(wait=False)
                 self._worker = _new_worker()
         return {"executor": invocation.executor, "exit": reason.value}
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)}
 
 
 def _interrupt(worker: ThreadPoolExecutor) -> None:

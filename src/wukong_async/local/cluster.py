@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import re
 import secrets
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +17,7 @@ from typing import Any, Self
 from wukong_async.config import Settings
 from wukong_async.errors import ClusterError, ConfigError
 from wukong_async.local.endpoint import HOST, Loopback
-from wukong_async.local.function import EventInvokeConfig
+from wukong_async.local.function import EventInvokeConfig, check_int, check_seconds
 from wukong_async.local.pool import Counters, FunctionConfiguration
 from wukong_async.local.valkey import Valkey
 from wukong_async.loops import LoopThread
@@ -25,6 +27,7 @@ HANDLER = "lambda_handler.handler"
 REGION = "us-east-1"
 START_TIMEOUT = 60.0
 """Seconds for all sandboxes to initialise; they take about one."""
+FUNCTION_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 BLAS_THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -95,15 +98,20 @@ class LocalCluster:
         memory_size: int = 3008,
         event_invoke_config: EventInvokeConfig | None = None,
         function_name: str = "wukong-executor",
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         use_local_proxy: bool | None = None,
     ) -> None:
         if n_workers is None:
             n_workers = _cores()
-        if n_workers < 1:
-            raise ConfigError(f"n_workers must be at least 1, not {n_workers}.")
-        if timeout <= 0:
-            raise ConfigError(f"timeout must be positive, not {timeout}.")
+        check_int("n_workers", n_workers, 1)
+        check_seconds("timeout", timeout)
+        check_int("memory_size", memory_size, 1)
+        if not isinstance(event_invoke_config, EventInvokeConfig | None):
+            raise ConfigError(
+                f"event_invoke_config must be an EventInvokeConfig, not {event_invoke_config!r}."
+            )
+        _check_name(function_name)
+        _check_environment(environment)
         self.n_workers = n_workers
         self._timeout = timeout
         self._memory_size = memory_size
@@ -258,7 +266,13 @@ class LocalCluster:
     # What users want to know ------------------------------------------------------------------
 
     def stats(self) -> ClusterStats:
-        """What the loopback Lambda and Valkey have counted, reading it not included."""
+        """What the loopback Lambda and Valkey have counted, reading it not included.
+
+        Raises
+        ------
+        ClusterError
+            If it is not running, or Valkey has ended.
+        """
         loopback, valkey = self._running()
         info = valkey.info()
         return ClusterStats(
@@ -300,6 +314,29 @@ class LocalCluster:
             **settings.environment(),
             **self._environment,
         }
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
+        raise ConfigError(
+            f"function_name must be 1 to 64 letters, digits, hyphens or underscores, not {name!r}."
+        )
+
+
+def _check_environment(environment: object) -> None:
+    if environment is None:
+        return
+    if not isinstance(environment, Mapping):
+        raise ConfigError(f"environment must map str to str; it is a {type(environment).__name__}.")
+    for name, value in environment.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^=\0]+", name):
+            raise ConfigError(f"environment: {name!r} is not the name of a variable.")
+        if not isinstance(value, str) or "\0" in value:
+            # Not shown: it may be a secret.
+            raise ConfigError(
+                f"environment: the value of {name!r} must be a str without a NUL; it is a"
+                f" {type(value).__name__}."
+            )
 
 
 def _cores() -> int:

@@ -24,6 +24,7 @@ from aiohttp import web
 from wukong_async.local.function import InvocationType, Request
 from wukong_async.local.pool import ACCOUNT, MB, FunctionConfiguration, Pool, error_body
 from wukong_async.local.valkey import Valkey
+from wukong_async.loops import plain
 
 HOST = "127.0.0.1"
 MOST_SYNCHRONOUS = 6 * MB
@@ -69,7 +70,10 @@ class Loopback:
 
     async def __aexit__(self, *_: object) -> None:
         self.pool.stop()  # First, or the servers would wait for the sandboxes' polls.
-        await self._stack.aclose()
+        try:
+            await self._stack.aclose()
+        except BaseExceptionGroup as many:
+            raise plain(many) from None
 
     async def _serve(self, handler: Callable[..., Awaitable[web.StreamResponse]]) -> int:
         """Answer requests on a port of this machine's choice; the port."""

@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from wukong_async.config import MOST
 from wukong_async.errors import ConfigError
 
 RETRY_DELAYS = (60.0, 120.0)
@@ -42,12 +43,33 @@ class EventInvokeConfig:
     """Seconds; AWS does not let you choose them, tests have to."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.maximum_retry_attempts <= len(RETRY_DELAYS):
-            raise ConfigError(
-                f"maximum_retry_attempts must be 0, 1 or 2, not {self.maximum_retry_attempts}."
-            )
-        if self.maximum_event_age <= 0:
-            raise ConfigError(f"maximum_event_age must be positive, not {self.maximum_event_age}.")
+        check_int("maximum_retry_attempts", self.maximum_retry_attempts, 0, len(RETRY_DELAYS))
+        check_seconds("maximum_event_age", self.maximum_event_age)
+        delays: object = self.retry_delays
+        if not isinstance(delays, (tuple, list)) or len(delays) != len(RETRY_DELAYS):
+            raise ConfigError(f"retry_delays must be two numbers of seconds, not {delays!r}.")
+        for delay in delays:
+            check_seconds("each of retry_delays", delay, zero=True)
+
+
+def check_int(name: str, value: object, least: int, most: int = MOST) -> None:
+    """Raise ConfigError if an argument is no int or out of range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limit = f"of at least {least}" if most == MOST else f"from {least} to {most}"
+        raise ConfigError(f"{name} must be an int {limit}, not {value!r}.")
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    """Raise ConfigError if an argument is no finite, positive (or zero) number."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (0 < value <= MOST or (zero and value == 0))
+    ):
+        sign = "not negative" if zero else "positive"
+        raise ConfigError(
+            f"{name} must be a number of seconds, {sign} and at most {MOST}, not {value!r}."
+        )
 
 
 @dataclass(eq=False, slots=True)

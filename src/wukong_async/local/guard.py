@@ -5,6 +5,9 @@ it starts in milliseconds and outlives a parent that is killed. The parent holds
 its standard input: lines `+PID` and `-PID` register and forget the sandboxes' process groups, and
 the end of the file, which the kernel brings about whatever happens to the parent, means: kill the
 registered groups and COMMAND, delete DIRECTORY, exit.
+
+If COMMAND ends before that, the file `ended` appears in DIRECTORY. The guard stays: there are still
+sandboxes to end and a directory to delete, and until then the parent can read the log.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -30,14 +34,26 @@ def main(directory: str, command: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
     with open(os.path.join(directory, "valkey.log"), "wb") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread
-        )
+        try:
+            server = subprocess.Popen(
+                command,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one thread
+            )
+        except OSError as error:
+            log.write(f"{error}\n".encode())
+            server = None
+
+    def report() -> None:
+        if server is not None:
+            server.wait()
+        open(os.path.join(directory, "ended"), "wb").close()
+
+    reporter = threading.Thread(target=report)
+    reporter.start()
     try:
         for line in sys.stdin:
             pid = int(line[1:])
@@ -49,8 +65,9 @@ def main(directory: str, command: list[str]) -> None:
         for pid in groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
-        server.kill()
-        server.wait()
+        if server is not None:
+            server.kill()
+        reporter.join()
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -31,6 +31,8 @@ LOGS_KEPT = 1000
 """Requests whose log is remembered."""
 MEMORY_PAUSE = 0.1
 """Seconds between two looks at the memory of busy sandboxes."""
+INIT_TIMEOUT = 30.0
+"""Seconds that an initialisation may take: Lambda's 10, and some more on a busy machine."""
 RESPAWN_PAUSE = 1.0
 """Seconds before a sandbox that failed to initialise is tried again."""
 
@@ -49,6 +51,8 @@ class FunctionConfiguration:
     memory_size: int
     """MB."""
     event_invoke_config: EventInvokeConfig
+    init_timeout: float = INIT_TIMEOUT
+    """Seconds."""
 
     @property
     def arn(self) -> str:
@@ -151,7 +155,11 @@ class Pool:
             self.valkey.watch(sandbox.pid)
             if self._stopping:
                 sandbox.kill()
+            timer = asyncio.get_running_loop().call_later(
+                self.configuration.init_timeout, self._on_init_timeout, sandbox
+            )
             code = await sandbox.ended()
+            timer.cancel()
             self.valkey.forget(sandbox.pid)
             self._on_death(sandbox, code)
             if not sandbox.invoked and not self._stopping:
@@ -163,7 +171,7 @@ class Pool:
         while not self._stopping:
             await self._busy.wait()
             for number in list(self.deliveries):
-                if self.sandboxes[number].measure() > limit:
+                if self.sandboxes[number].measure(children=True) > limit:
                     self.counters.out_of_memory += 1
                     self.sandboxes[number].kill("Runtime exited with error: signal: killed")
             await asyncio.sleep(MEMORY_PAUSE)
@@ -212,10 +220,16 @@ class Pool:
             self._on_init_failure(sandbox, code, said)
         self._pump()
 
+    def _on_init_timeout(self, sandbox: Sandbox) -> None:
+        if not sandbox.invoked:
+            limit = self.configuration.init_timeout
+            sandbox.kill(f"Initialization timed out after {limit:.2f} seconds")
+
     def _on_init_failure(self, sandbox: Sandbox, code: int, said: str) -> None:
-        body = sandbox.init_error or error_body(
-            "Runtime.ExitError", f"Runtime exited with error: {_status(code)}"
-        )
+        kind, text = "Runtime.ExitError", f"Runtime exited with error: {_status(code)}"
+        if sandbox.killed_for:
+            kind, text = "Sandbox.InitTimeout", sandbox.killed_for
+        body = sandbox.init_error or error_body(kind, text)
         if not self._ready.done():
             reported = json.loads(body)
             self._ready.set_exception(
@@ -259,6 +273,7 @@ class Pool:
         if not sandbox.invoked:
             sandbox.invoked = True
             self._remember(f"init-{number}", sandbox.take_output())
+            sandbox.measure()
             if not self._ready.done() and all(s.invoked for s in self.sandboxes.values()):
                 self._ready.set_result(None)
         poll: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
@@ -292,7 +307,7 @@ class Pool:
             delivery = Delivery(request, now, now + timeout, timer)
             self.deliveries[number] = delivery
             self.counters.deliveries += 1
-            self.sandboxes[number].max_rss = 0
+            self.sandboxes[number].begin()
             self._polls.pop(number).set_result(delivery)
         if self.deliveries:
             self._busy.set()
@@ -343,10 +358,14 @@ class Pool:
     # Logs -------------------------------------------------------------------------------------
 
     def log(self, request_id: str | None = None) -> str:
-        """What a request has written, as CloudWatch would show it; of all requests by default."""
+        """What a request has written, as CloudWatch would show it.
+
+        By default what all have written, and the initialisations, those that have not ended too.
+        """
         if request_id is not None:
             return self._logs.get(request_id, "")
-        return "".join(self._logs.values())
+        starting = (s.output() for s in self.sandboxes.values() if not s.invoked)
+        return "".join([*self._logs.values(), *starting])
 
     def _remember(self, request_id: str, log: str) -> None:
         self._logs[request_id] = self._logs.pop(request_id, "") + log

@@ -18,6 +18,8 @@ import psutil
 MOST_LOG = 256 * 1024
 """Bytes of output kept of one request: CloudWatch's limit for one event."""
 READ = 64 * 1024
+CHILDREN_PAUSE = 1.0
+"""Seconds between two looks for what a busy sandbox has started: that reads all of /proc."""
 
 
 class Sandbox:
@@ -34,11 +36,16 @@ class Sandbox:
         self.started = time.monotonic()
         self.max_rss = 0
         """Bytes, of the running request."""
+        self._rss = 0
+        self._family: list[psutil.Process] = []
+        """Its descendants when it was last looked for them, whatever group they are in."""
+        self._looked = self.started
         self._environment = environment
         self._handler = handler
         self._process: asyncio.subprocess.Process | None = None
         self._ps: psutil.Process | None = None
         self._output = bytearray()
+        self._dropped = 0
         self._read_fd = -1
 
     def __repr__(self) -> str:
@@ -78,8 +85,7 @@ class Sandbox:
         assert self._process is not None
         code = await self._process.wait()
         # Processes that a task started must not outlive the sandbox.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._kill_all()
         self._drain()
         asyncio.get_running_loop().remove_reader(self._read_fd)
         os.close(self._read_fd)
@@ -90,29 +96,61 @@ class Sandbox:
         """Kill the process and everything it has started."""
         self.killed_for = self.killed_for or reason
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._look()  # Once it is dead, nobody knows whose its descendants were.
+            self._kill_all()
+
+    def output(self) -> str:
+        """What was written since the last `take_output`, as far as it was read; for any thread."""
+        dropped = f"[{self._dropped} bytes dropped]\n" if self._dropped else ""
+        return dropped + self._output.decode("utf-8", "replace")
 
     def take_output(self) -> str:
-        """What was written since the last call.
+        """The same, and begin anew.
 
         Complete once the runtime client has answered: it writes before it answers.
         """
         self._drain()
-        text = self._output.decode("utf-8", "replace")
+        text = self.output()
         self._output.clear()
+        self._dropped = 0
         return text
 
-    def measure(self) -> int:
-        """The resident set size now, in bytes; its maximum is kept in `max_rss`."""
+    def begin(self) -> None:
+        """A request begins: its maximum is its own, but never less than the process has."""
+        self.max_rss = self._rss
+        self._looked = time.monotonic()
+
+    def measure(self, *, children: bool = False) -> int:
+        """The resident set size now, in bytes; its maximum is kept in `max_rss`.
+
+        With `children`, and not more often than they may be looked for, what its descendants
+        have for themselves is added.
+        """
         if self._ps is None:
             return 0
         try:
-            rss = int(self._ps.memory_info().rss)
+            self._rss = size = int(self._ps.memory_info().rss)
         except psutil.Error:
             return 0
-        self.max_rss = max(self.max_rss, rss)
-        return rss
+        if children and time.monotonic() - self._looked >= CHILDREN_PAUSE:
+            self._look()
+            for process in self._family:
+                with contextlib.suppress(psutil.Error):
+                    size += int(process.memory_full_info().uss)
+        self.max_rss = max(self.max_rss, size)
+        return size
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        with contextlib.suppress(psutil.Error):
+            self._family = self._ps.children(recursive=True) if self._ps else []
+
+    def _kill_all(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in self._family:
+            with contextlib.suppress(psutil.Error):  # It is gone, even if its number is not.
+                process.kill()
 
     def _drain(self) -> None:
         while self._read_fd >= 0:
@@ -125,4 +163,5 @@ class Sandbox:
                 return
             self._output += data
             if len(self._output) > MOST_LOG:
+                self._dropped += len(self._output) - MOST_LOG
                 del self._output[:-MOST_LOG]

