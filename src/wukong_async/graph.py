@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from dask._task_spec import (
     Alias,
     DataNode,
+    Dict,
     GraphNode,
     List,
     Set,
@@ -160,7 +161,7 @@ def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:
     name_of
         Label for messages, part → the name under which the part will be provided, or None.
     """
-    if type(node) not in {Task, List, Tuple, Set}:
+    if type(node) not in {Task, Dict, List, Tuple, Set}:
         return node
 
     def replaced(label: str, part: object) -> object:
@@ -172,9 +173,9 @@ def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:
         return part if name is None else TaskRef(name)
 
     args = [replaced(f"argument {index}", part) for index, part in enumerate(node.args)]
-    if type(node) is not Task:  # A list, a tuple or a set with nodes in it.
+    if type(node) is not Task:  # A container with nodes in it. (A Dict is made of one list.)
         same = all(map(operator.is_, args, node.args))
-        return node if same else type(node)(*args)
+        return node if same else Dict(args) if type(node) is Dict else type(node)(*args)
     kwargs = {name: replaced(f"argument {name!r}", part) for name, part in node.kwargs.items()}
     function = node.func
     if (name := name_of("its function", function)) is not None:

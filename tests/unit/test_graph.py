@@ -11,7 +11,7 @@ import dask.array as da
 import dask.bag as db
 import pytest
 from dask import delayed
-from dask._task_spec import Alias, DataNode, List, Task, TaskRef, _execute_subgraph
+from dask._task_spec import Alias, DataNode, Dict, List, Task, TaskRef, Tuple, _execute_subgraph
 from dask.highlevelgraph import HighLevelGraph
 
 from wukong_async import graph
@@ -175,6 +175,8 @@ INNER = {"i": Task("i", add, LARGE, TaskRef("j"))}
         (Task("k", "{0}{b}".format, TaskRef("x"), b=LARGE), {"argument 'b'": LARGE}),
         (Task("k", add, Task(None, str.upper, LARGE), TaskRef("x")), {"argument 0": LARGE}),
         (Task("k", "".join, List(LARGE, TaskRef("x"))), {"argument 0": LARGE}),
+        (Task("k", len, Dict({"a": LARGE, "b": TaskRef("x")})), {"argument 0": LARGE}),
+        (Task("k", len, Dict({"a": Tuple(LARGE, TaskRef("x"))})), {"argument 0": LARGE}),
         (
             Task("k", _execute_subgraph, INNER, "i", ("j",), TaskRef("x")),
             {"argument 0": INNER},

@@ -11,7 +11,6 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from dask import delayed
 from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, graph, wire
@@ -118,11 +117,10 @@ def test_what_no_string_of_the_store_can_hold_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(uploads, "MOST_BLOCK", 100_000)
-    nested = delayed(len)({"table": [WEIGHTS, delayed(int)(1)]}, dask_key_name="fat")
-    request = graph.request([nested], True)
-    assert request is not None
-    with pytest.raises(GraphError, match=r"Task .* carries 1 MB .*dask.delayed\(argument\)"):
-        stored(request.graph, request.keys)
+    many = [os.urandom(1000) for _ in range(1000)]
+    with pytest.raises(GraphError, match=r"Task 'fat' carries 1 MB .* a list or an array"):
+        stored({"fat": Task("fat", max, *many)}, ["fat"])
+    stored({"fat": Task("fat", max, many)}, ["fat"])
 
 
 class Anonymous(str):

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from wukong_async.config import Settings
 from wukong_async.errors import ClusterError, ConfigError
+from wukong_async.invoker import LOOPBACK_KEY
 from wukong_async.local.endpoint import HOST, Loopback
 from wukong_async.local.function import EventInvokeConfig, check_int, check_seconds
 from wukong_async.local.pool import Counters, FunctionConfiguration
@@ -309,8 +310,8 @@ class LocalCluster:
             **os.environ,
             **dict.fromkeys(BLAS_THREADS, "1"),
             "PYTHONPATH": os.pathsep.join(path),
-            "AWS_ACCESS_KEY_ID": "wukong-loopback",
-            "AWS_SECRET_ACCESS_KEY": "wukong-loopback",
+            "AWS_ACCESS_KEY_ID": LOOPBACK_KEY,
+            "AWS_SECRET_ACCESS_KEY": LOOPBACK_KEY,
             **settings.environment(),
             **self._environment,
         }

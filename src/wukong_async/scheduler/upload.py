@@ -150,13 +150,11 @@ class Upload:
     # Blocks -----------------------------------------------------------------------------------
 
     def _blocks(self) -> Iterator[tuple[str, wire.Segments]]:
-        total, most = len(self.plan), self.settings.block_size
-        for first in range(0, total, self.settings.block_tasks):
-            entries = [
-                self._entry(n) for n in range(first, min(first + self.settings.block_tasks, total))
-            ]
+        total, most = len(self.plan), self.settings.block_tasks
+        for first in range(0, total, most):
+            entries = [self._entry(n) for n in range(first, min(first + most, total))]
             count, frame = self._encode(first, entries)
-            if count < len(entries) or wire.size(frame) > most:
+            if count < len(entries) or wire.size(frame) > self.settings.block_size:
                 lighter = []
                 for number, entry in enumerate(entries, first):
                     light, objects = self._lighten(number, entry)
@@ -165,14 +163,15 @@ class Upload:
                 if any(map(operator.is_not, lighter, entries)):
                     entries = lighter
                     count, frame = self._encode(first, entries)
-            done = 0
+            start = first
             while True:
+                self._check(start, frame)
                 yield block_name(len(self.starts)), frame
-                self.starts.append(first + done)
-                done += count
-                if done == len(entries):
+                self.starts.append(start)
+                start += count
+                if start == first + len(entries):
                     break
-                count, frame = self._encode(first + done, entries[done:])
+                count, frame = self._encode(start, entries[start - first :])
 
     def _entry(self, number: int) -> Entry:
         key = self.plan.keys[number]
@@ -241,16 +240,17 @@ class Upload:
     def _encode(self, first: int, entries: Sequence[Entry]) -> tuple[int, wire.Segments]:
         """A block of the first of these tasks."""
         try:
-            count, frame = blocks.encode(entries, self.settings.block_size)
+            return blocks.encode(entries, self.settings.block_size)
         except wire.ItemError as error:
             raise self._blame(first + error.index, entries[error.index], error) from error
+
+    def _check(self, task: int, frame: wire.Segments) -> None:
         if wire.size(frame) > MOST_BLOCK:
             raise GraphError(
-                f"Task {self.plan.keys[first]!r} carries {wire.size(frame) / 1e6:.0f} MB inside its"
-                " arguments, more than the store takes in one piece. Pass them as values of their"
-                " own: dask.delayed(argument)."
+                f"Task {self.plan.keys[task]!r} carries {wire.size(frame) / 1e6:.0f} MB of"
+                " arguments that are small one by one, more than the store takes in one piece."
+                " Put them into a list or an array."
             )
-        return count, frame
 
     def _blame(self, number: int, entry: Entry, error: wire.ItemError) -> SerializationError:
         """What of a task does not pickle."""
