@@ -103,6 +103,16 @@ async def test_collections(client: WukongClient, name: str) -> None:
     same(await asyncio.to_thread(collection.compute, scheduler=client.get), expected)
 
 
+@pytest.mark.parametrize("name", COLLECTIONS)
+async def test_collections_when_hardly_anything_fits_into_a_block(
+    cluster: LocalCluster, name: str
+) -> None:
+    collection = COLLECTIONS[name]()
+    tiny: dict[str, Any] = {"block_size": 300, "inline_limit": 10, "part_size": 1000}
+    async with WukongClient(cluster, **tiny) as client:
+        same(await client.compute(collection), collection.compute(scheduler="sync"))
+
+
 async def test_results_are_writable_as_they_are_in_dask(client: WukongClient) -> None:
     found = await client.compute(da.ones((300, 300), chunks=100))
     found[0, 0] = 5
