@@ -90,6 +90,13 @@ def test_what_is_set_apart_comes_back() -> None:
     }
 
 
+def test_keys_may_be_named_like_what_is_set_apart() -> None:
+    dsk = {-1: Task(-1, abs, -3), "a": Task("a", Model.predict, MODEL, TaskRef(-1))}
+    upload, objects = stored(dsk, ["a"])
+    assert [number for number, _ in upload.values] == [-1]
+    assert results(upload, objects)[upload.plan.numbers["a"]] == 1_000_003
+
+
 def test_chunks_of_an_array_are_no_part_of_the_plan() -> None:
     array = da.from_array(np.arange(1_000_000.0), chunks=100_000) + 1
     request = graph.request([array.sum()], True)

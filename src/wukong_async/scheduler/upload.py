@@ -201,6 +201,7 @@ class Upload:
         """A task without what is large in it, and the objects to put for that."""
         key = self.plan.keys[number]
         node, names, sources, *_ = entry
+        taken = self.graph.sources[key]
         apart: dict[Hashable, int] = {}
         put: list[tuple[str, wire.Segments]] = []
 
@@ -212,7 +213,10 @@ class Upload:
             literal = self._weighed[id(part)][1]
             if literal is None:
                 return None
-            apart[name := ("wukong", literal)] = literal
+            name: Hashable = literal
+            while name in taken:  # A key may be anything.
+                name = ("wukong", name)
+            apart[name] = literal
             return name
 
         node = graph.set_apart(node, name_of)
