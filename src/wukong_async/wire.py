@@ -99,6 +99,26 @@ def dumps_some(values: Sequence[object], most: int) -> tuple[int, Segments]:
     return count, _frame(body, buffers)
 
 
+def own_weights(values: Sequence[object]) -> list[int]:
+    """The bytes of each of `values` that it does not share with others of them, at most.
+
+    Pickled by one pickler, what several share counts for the first of them; in the other order
+    for the last. So the smaller of the two figures has it for none.
+
+    Raises
+    ------
+    ItemError
+        For the value that neither pickle nor cloudpickle can serialise.
+    """
+    try:
+        forward, backward, local = _weigh_both_ways(values, pickle.Pickler)
+    except Exception:
+        local = True
+    if local:
+        forward, backward, _ = _weigh_both_ways(values, cloudpickle.Pickler)
+    return list(map(min, forward, reversed(backward)))
+
+
 def loads(frame: Buffer) -> Any:
     """The value of a frame.
 
@@ -224,6 +244,44 @@ def _dump_some(values: Sequence[object], most: int, kind: Any) -> tuple[int, byt
             most += most  # It shares most of its weight: look again when there is as much more.
         end, held, weight = position, len(buffers), weight + grown
     return len(values), file.getvalue(), buffers
+
+
+class _Scale:
+    """A file that only weighs what is written, and looks for what is local."""
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self.local = False
+
+    def write(self, data: bytes) -> int:
+        self.weight += len(data)
+        self.local = self.local or _names_local_code(data)
+        return len(data)
+
+    def put_aside(self, buffer: pickle.PickleBuffer) -> None:
+        self.weight += buffer.raw().nbytes
+
+
+def _weigh_both_ways(values: Sequence[object], kind: Any) -> tuple[list[int], list[int], bool]:
+    forward, local = _weigh(values, range(len(values)), kind)
+    backward, _ = _weigh(values, range(len(values) - 1, -1, -1), kind)
+    return forward, backward, local
+
+
+def _weigh(values: Sequence[object], order: range, kind: Any) -> tuple[list[int], bool]:
+    scale = _Scale()
+    pickler = kind(scale, protocol=5, buffer_callback=scale.put_aside)
+    weights = []
+    before = 0
+    for index in order:
+        try:
+            pickler.dump(values[index])
+        except Exception as error:
+            name = type(values[index]).__qualname__
+            raise ItemError(index, f"cannot pickle a {name}: {error}") from error
+        weights.append(scale.weight - before)
+        before = scale.weight
+    return weights, scale.local
 
 
 def _frame(body: bytes, buffers: Sequence[memoryview]) -> Segments:

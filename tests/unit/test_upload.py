@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from operator import add
 from typing import Any
 
@@ -29,11 +30,45 @@ class Model:
 
 
 WEIGHTS = os.urandom(1_000_000)
-MODEL = Model(WEIGHTS)
+MODEL = Model(os.urandom(1_000_000))
+TABLE = np.arange(100_000.0)
 
 
-def closes_over_it(x: int) -> int:
-    return len(WEIGHTS) + x
+class Sampler:
+    """Has a state, and a table that weighs something."""
+
+    def __init__(self) -> None:
+        self.table = np.arange(50_000.0)
+        self.drawn = 0
+
+    def draw(self, _: int) -> int:
+        self.drawn += 1
+        return self.drawn
+
+
+def closure() -> Callable[[int], float]:
+    weights = np.frombuffer(os.urandom(1_000_000))
+
+    def call(x: int) -> float:
+        return len(weights) + x
+
+    return call
+
+
+CLOSURE = closure()
+
+
+def look_up(table: Any, x: int) -> float:
+    return float(table[x])
+
+
+class Holds:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def is_held(part: Any, holder: Holds) -> bool:
+    return holder.held is part
 
 
 def stored(dsk: Any, keys: Any, **settings: Any) -> tuple[Upload, dict[str, bytes]]:
@@ -62,7 +97,7 @@ def results(upload: Upload, objects: dict[str, bytes]) -> dict[int, Any]:
     [
         lambda key, i: Task(key, add, WEIGHTS, bytes([i % 256])),
         lambda key, i: Task(key, MODEL.predict, i),
-        lambda key, i: Task(key, lambda x: closes_over_it(x), i),
+        lambda key, i: Task(key, CLOSURE, i),
         lambda key, i: (add, WEIGHTS, bytes([i % 256])),
     ],
     ids=["an argument", "a method", "a function", "a legacy task"],
@@ -88,6 +123,29 @@ def test_what_is_set_apart_comes_back() -> None:
         "argument 0 of task 't0'",
         "function of task 'm'",
     }
+
+
+def test_equal_parts_of_tasks_stay_two_objects() -> None:
+    dsk = {f"t{i}": Task(f"t{i}", Sampler().draw, i) for i in range(3)}
+    upload, objects = stored(dsk, list(dsk))
+    assert len(upload.values) == 3
+    assert set(results(upload, objects).values()) > {1}
+    assert [results(upload, objects)[n] for n in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [10_000, 100_000])
+def test_what_parts_of_one_task_share_they_share_there(size: int) -> None:
+    held = np.arange(float(size))
+    upload, objects = stored({"t": Task("t", is_held, held, Holds(held))}, ["t"])
+    assert results(upload, objects)[0] is True
+
+
+def test_what_small_parts_share_is_stored_once_for_a_block() -> None:
+    dsk = {f"t{i}": Task(f"t{i}", partial(look_up, TABLE, i)) for i in range(256)}
+    upload, objects = stored(dsk, list(dsk))
+    assert upload.starts == [0]
+    assert sum(map(len, objects.values())) < 900_000
+    assert results(upload, objects)[255] == upload.plan.keys.index("t255")
 
 
 def test_keys_may_be_named_like_what_is_set_apart() -> None:
@@ -139,6 +197,6 @@ class Anonymous(str):
 
 def test_a_key_without_a_name_has_a_number() -> None:
     upload = Upload.prepare({Anonymous("a"): (add, 1, 2)}, [Anonymous("a")], Settings())
-    assert upload.name(0) == "number 0"
+    assert upload.name(0) == "<a Anonymous whose repr raises RuntimeError>"
     assert upload.name(-5) == "number -5"
     assert pickle.loads(pickle.dumps(upload.plan.keys)) == ["a"]

@@ -10,11 +10,10 @@ is too large for one, and read by executors when it is a task's turn, as its inp
 
 from __future__ import annotations
 
-import hashlib
-import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from types import MethodType
 from typing import Any
 
 from wukong_async import blocks, graph, plan, wire
@@ -46,12 +45,10 @@ class Upload:
     """(literal, pointer), for `create`."""
     _large: dict[Hashable, int] = field(default_factory=dict)
     """Key of a literal that is an object of its own → its number."""
-    _weighed: dict[int, tuple[object, int | None]] = field(default_factory=dict)
-    """id of a task's part → the part, and its number if it is an object of its own."""
-    _functions: dict[bytes, int] = field(default_factory=dict)
-    """Digest of a function's pickle → its number. `model.predict` is another object each time."""
-    _labels: list[str] = field(default_factory=list)
-    """What literals -1, -2, … are, for messages."""
+    _apart: dict[Hashable, tuple[object, int]] = field(default_factory=dict)
+    """Identity of a task's part that is an object of its own → the part, and its number."""
+    _labels: list[tuple[str, Hashable]] = field(default_factory=list)
+    """What literals -1, -2, … are: the label of a part, and its task's key."""
 
     @classmethod
     def prepare(cls, source: object, keys: Sequence[Hashable], settings: Settings) -> Upload:
@@ -75,11 +72,11 @@ class Upload:
     def name(self, number: int) -> str:
         """A task or a literal, for messages."""
         if -len(self._labels) <= number < 0:
-            return self._labels[-1 - number]
-        try:
-            return repr(self.plan.keys[number])
-        except Exception:  # A key's own __repr__; or a number that is none of ours.
-            return f"number {number}"
+            label, key = self._labels[-1 - number]
+            return f"{label.removeprefix('its ')} of task {_shown(key)}"
+        if 0 <= number < len(self.plan):
+            return _shown(self.plan.keys[number])
+        return f"number {number}"
 
     def batches(self) -> Iterator[list[tuple[str, wire.Segments]]]:
         """Everything to put, in batches.
@@ -115,7 +112,7 @@ class Upload:
         for key, value in task_graph.literals.items():
             if key not in readers or type(value) in SMALL:
                 continue
-            label = f"its input {key!r}"
+            label = f"its input {_shown(key)}"
             segments = self._dumps(readers[key], label, value)
             # What it weighs, not what somebody guesses that it weighs: sizes of objects are 56.
             if wire.size(segments) > self.settings.inline_limit:
@@ -126,16 +123,21 @@ class Upload:
         try:
             return wire.dumps(value)
         except SerializationError as error:
-            raise SerializationError(
-                f"Task {key!r} cannot travel: {label}, a {type(value).__qualname__}, does"
-                f" not pickle ({error.__cause__ or error})."
-            ) from error
+            raise self._does_not_pickle(key, label, value, error) from error
+
+    def _does_not_pickle(
+        self, key: Hashable, label: str, value: object, error: SerializationError
+    ) -> SerializationError:
+        return SerializationError(
+            f"Task {_shown(key)} cannot travel: {label}, a {type(value).__qualname__}, does not"
+            f" pickle ({error.__cause__ or error})."
+        )
 
     def _literal(
         self, key: Hashable, label: str, segments: wire.Segments
     ) -> tuple[int, list[tuple[str, wire.Segments]]]:
         """A new literal: its number and what to put for it."""
-        self._labels.append(f"{label.removeprefix('its ')} of task {key!r}")
+        self._labels.append((label, key))
         number = -len(self._labels)
         stored, objects = payload(
             number,
@@ -155,12 +157,9 @@ class Upload:
             entries = [self._entry(n) for n in range(first, min(first + most, total))]
             count, frame = self._encode(first, entries)
             if count < len(entries) or wire.size(frame) > self.settings.block_size:
-                lighter = []
-                for number, entry in enumerate(entries, first):
-                    light, objects = self._lighten(number, entry)
-                    lighter.append(light)
-                    yield from objects
-                if any(map(operator.is_not, lighter, entries)):
+                lighter, objects = self._lighten(first, entries)
+                yield from objects
+                if lighter:
                     entries = lighter
                     count, frame = self._encode(first, entries)
             start = first
@@ -197,20 +196,51 @@ class Upload:
             spec.requested,
         )
 
-    def _lighten(self, number: int, entry: Entry) -> tuple[Entry, list[tuple[str, wire.Segments]]]:
-        """A task without what is large in it, and the objects to put for that."""
-        key = self.plan.keys[number]
-        node, names, sources, *_ = entry
-        taken = self.graph.sources[key]
-        apart: dict[Hashable, int] = {}
-        put: list[tuple[str, wire.Segments]] = []
+    def _lighten(
+        self, first: int, entries: Sequence[Entry]
+    ) -> tuple[list[Entry], list[tuple[str, wire.Segments]]]:
+        """Tasks without what is large in them, if anything is, and the objects to put for that.
 
-        def name_of(label: str, part: object) -> Hashable | None:
-            if type(part) in SMALL:
-                return None
-            if id(part) not in self._weighed:
-                self._weighed[id(part)] = part, self._weigh(key, label, part, put)
-            literal = self._weighed[id(part)][1]
+        Large is what a part has for itself. What two parts share stays with them: apart, they
+        would have it twice, and no longer in common.
+        """
+        parts: dict[Hashable, tuple[object, str, Hashable]] = {}
+        limit = self.settings.inline_limit
+
+        def collect(label: str, part: object) -> None:
+            if not _is_small(part, limit):
+                parts.setdefault(_identity(part), (part, label, key))
+
+        for number, (node, *_) in enumerate(entries, first):
+            key = self.plan.keys[number]
+            graph.set_apart(node, collect)
+        try:
+            weights = wire.own_weights([part for part, _, _ in parts.values()])
+        except wire.ItemError as error:
+            part, label, key = list(parts.values())[error.index]
+            raise self._does_not_pickle(key, label, part, error) from error
+        put: list[tuple[str, wire.Segments]] = []
+        large: dict[Hashable, int] = {}
+        for (identity, (part, label, key)), weight in zip(parts.items(), weights, strict=True):
+            if weight <= limit:
+                continue
+            if identity not in self._apart:
+                number, objects = self._literal(key, label, self._dumps(key, label, part))
+                self._apart[identity] = part, number
+                put.extend(objects)
+            large[identity] = self._apart[identity][1]
+        if not large:
+            return [], []
+        return [self._without(n, entry, large) for n, entry in enumerate(entries, first)], put
+
+    def _without(self, number: int, entry: Entry, large: Mapping[Hashable, int]) -> Entry:
+        """A task that reads these parts instead of having them."""
+        node, names, sources, *_ = entry
+        taken = self.graph.sources[self.plan.keys[number]]
+        apart: dict[Hashable, int] = {}
+
+        def name_of(_: str, part: object) -> Hashable | None:
+            literal = large.get(_identity(part))
             if literal is None:
                 return None
             name: Hashable = literal
@@ -221,25 +251,8 @@ class Upload:
 
         node = graph.set_apart(node, name_of)
         if not apart:
-            return entry, []
-        return (node, (*names, *apart), (*sources, *apart.values()), *entry[3:]), put
-
-    def _weigh(
-        self, key: Hashable, label: str, part: object, put: list[tuple[str, wire.Segments]]
-    ) -> int | None:
-        """The number of a part that is to be an object of its own; what to put for it is added."""
-        segments = self._dumps(key, label, part)
-        if wire.size(segments) <= self.settings.inline_limit:
-            return None
-        if not callable(part):
-            number, objects = self._literal(key, label, segments)
-            put.extend(objects)
-            return number
-        digest = hashlib.blake2b(wire.join(segments)).digest()
-        if digest not in self._functions:
-            self._functions[digest], objects = self._literal(key, label, segments)
-            put.extend(objects)
-        return self._functions[digest]
+            return entry
+        return (node, (*names, *apart), (*sources, *apart.values()), *entry[3:])
 
     def _encode(self, first: int, entries: Sequence[Entry]) -> tuple[int, wire.Segments]:
         """A block of the first of these tasks."""
@@ -251,7 +264,7 @@ class Upload:
     def _check(self, task: int, frame: wire.Segments) -> None:
         if wire.size(frame) > MOST_BLOCK:
             raise GraphError(
-                f"Task {self.plan.keys[task]!r} carries {wire.size(frame) / 1e6:.0f} MB of"
+                f"Task {self.name(task)} carries {wire.size(frame) / 1e6:.0f} MB of"
                 " arguments that are small one by one, more than the store takes in one piece."
                 " Put them into a list or an array."
             )
@@ -268,4 +281,23 @@ class Upload:
                 self._dumps(key, label, part)
             except SerializationError as found:
                 return found
-        return SerializationError(f"Task {key!r} cannot travel: {error.__cause__ or error}")
+        return SerializationError(f"Task {_shown(key)} cannot travel: {error.__cause__ or error}")
+
+
+def _is_small(part: object, limit: int) -> bool:
+    """Whether a part is known to be small without a look."""
+    return type(part) in SMALL or (isinstance(part, str | bytes) and len(part) <= limit // 4)
+
+
+def _identity(part: object) -> Hashable:
+    """What makes a part the same in two tasks. `model.predict` is a new object each time."""
+    if isinstance(part, MethodType):
+        return id(part.__self__), id(part.__func__)
+    return id(part)
+
+
+def _shown(key: Hashable) -> str:
+    try:
+        return repr(key)
+    except Exception as error:  # A key's own.
+        return f"<a {type(key).__qualname__} whose repr raises {type(error).__name__}>"
