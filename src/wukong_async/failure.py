@@ -221,7 +221,7 @@ def _pickled(error: BaseException) -> bytes:
             same = same and _safe_str(back) == _safe_str(error)
             if same and len(frame) <= MOST_PICKLE:
                 return frame
-        except Exception:  # noqa: S112 - there is nothing to say but that it did not work
+        except BaseException:  # noqa: S112 - there is nothing to say but that it did not work
             continue
     return b""
 

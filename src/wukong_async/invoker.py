@@ -158,9 +158,17 @@ class Invoker:
                 said = json.loads(await answer["Payload"].read())
         except (TimeoutError, _Throttled):
             return None
-        if "FunctionError" in answer:
-            return f"{said.get('errorType')}: {said.get('errorMessage')}"
-        return said.get("error") if isinstance(said, dict) else None
+        except InvocationError:
+            raise
+        except Exception as error:  # It is cut off, or no JSON.
+            log.warning("the answer to a ping cannot be read: %r", error)
+            return None
+        match said:
+            case {"errorMessage": text} if "FunctionError" in answer:
+                return f"{said.get('errorType')}: {text}"
+            case {"error": str(text)}:
+                return text
+        return None
 
     async def invoke_all(self, payloads: Iterable[bytes]) -> None:
         """Send events concurrently."""

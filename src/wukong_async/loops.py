@@ -35,6 +35,8 @@ class LoopThread:
         try:
             self.loop.run_forever()
         finally:
+            # Whoever waits for a coroutine in another thread must hear that it will not end.
+            self.loop.run_until_complete(_cancel_all())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
@@ -68,6 +70,14 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
         future.cancel()
         concurrent.futures.wait([asyncio.run_coroutine_threadsafe(_settle(), loop)])
         raise
+
+
+async def _cancel_all() -> None:
+    await asyncio.sleep(0)  # What was submitted last becomes a task.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _settle() -> None:

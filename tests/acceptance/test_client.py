@@ -19,6 +19,7 @@ import dask.array as da
 import pytest
 import uvloop
 from dask import delayed
+from dask.delayed import Delayed
 
 from tests.acceptance.functions import add, identity, inc, touch_and_wait
 from tests.conftest import eventually, keys_of
@@ -365,8 +366,49 @@ def somebody_s_loop() -> Iterator[Any]:
     thread.stop()
 
 
+@pytest.mark.parametrize("what", ["collection", "graph"])
+def test_a_client_that_is_closed_while_another_thread_plans(
+    cluster: LocalCluster, what: str
+) -> None:
+    planning, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[Any, Any]):
+        def __iter__(self) -> Iterator[Any]:
+            planning.set()
+            go_on.wait(20)
+            return super().__iter__()
+
+        def keys(self) -> Any:
+            return list(self)
+
+        def items(self) -> Any:
+            return [(key, self[key]) for key in self]
+
+    graph: Any = Slow({"a": (inc, 1)})
+    client = WukongClient(cluster).start()
+    with ThreadPoolExecutor(1) as threads:
+        argument = Delayed("a", graph) if what == "collection" else graph
+        waiting = threads.submit(client.compute, argument)
+        assert planning.wait(20)
+        client.close()
+        with pytest.raises(ClientStateError, match="closed while it computed"):
+            waiting.result(20)
+        go_on.set()
+
+
+def test_a_client_starts_once_whoever_starts_it(cluster: LocalCluster) -> None:
+    client = WukongClient(cluster)
+    with ThreadPoolExecutor(6) as threads:
+        started = [threads.submit(client.start) for _ in range(6)]
+    errors = [each.exception() for each in started]
+    assert sum(error is None for error in errors) == 1
+    assert all(isinstance(error, ClientStateError) for error in errors if error is not None)
+    client.close()
+
+
 LEFT_OPEN = """
 from dask import delayed
+from dask.delayed import Delayed
 from tests.acceptance.functions import inc
 from wukong_async import WukongClient
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import botocore
 import pytest
@@ -13,6 +14,14 @@ from botocore.exceptions import ClientError
 from wukong_async.config import Settings
 from wukong_async.errors import ConfigError, InvocationError
 from wukong_async.invoker import THROTTLED, Invoker
+
+
+class Body:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def read(self) -> bytes:
+        return self.data
 
 
 @pytest.mark.parametrize(
@@ -69,3 +78,33 @@ async def test_an_event_that_lambda_may_take_later_is_no_error(
         with pytest.raises(InvocationError, match="because"):
             await invoker.invoke(b"{}")
     assert invoker.sent == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"Payload": Body(b"")}, None),
+        ({"Payload": Body(b"<html>")}, None),
+        ({"Payload": Body(b"null"), "FunctionError": "Unhandled"}, None),
+        ({"Payload": Body(b"[1]")}, None),
+        ({"Payload": Body(b"{}")}, None),
+        ({"Payload": Body(b'{"error": "no store"}')}, "no store"),
+        (
+            {
+                "Payload": Body(b'{"errorType": "T", "errorMessage": "m"}'),
+                "FunctionError": "Unhandled",
+            },
+            "T: m",
+        ),
+    ],
+)
+async def test_a_ping_fails_a_job_only_with_what_the_function_says(
+    answer: dict[str, Any], said: str | None
+) -> None:
+    class Client:
+        async def invoke(self, **_: object) -> dict[str, Any]:
+            return answer
+
+    invoker = Invoker(Settings())
+    invoker._client = Client()
+    assert await invoker.ping() == said

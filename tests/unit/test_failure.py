@@ -115,6 +115,16 @@ def test_an_exception_that_only_its_own_process_can_load_is_told_as_text() -> No
     assert isinstance(travel(Local(threading.Lock())), TaskError)
 
 
+class Hostile(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit("not me")
+
+
+def test_an_exception_that_ends_whoever_pickles_it_is_told_as_text() -> None:
+    copy = travel(Hostile("my text"))
+    assert "my text" in str(copy)
+
+
 def test_an_exception_that_forbids_assignment() -> None:
     copy = travel(Frozen(7))
     assert copy == Frozen(7)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import Coroutine, Mapping
@@ -138,19 +139,20 @@ class WukongClient:
     def start(self) -> Self:
         """Start for synchronous use, as entering a `with` block does."""
         self._forbid_loop("with WukongClient()", "async with WukongClient()")
-        self._claim()
-        if isinstance(self._cluster, LocalCluster) and not self._cluster.running:
-            self._own_cluster = self._cluster.start()
-        self._synchronous = True
-        thread = self._thread = LoopThread("wukong-client")
-        self._loop = thread.loop
-        atexit.register(self.close)
-        try:
-            self._scheduler = thread.run(self._make_scheduler().__aenter__())
-        except BaseException:
-            self.close()
-            raise
-        self._become_default()
+        with self._starting:
+            self._claim()
+            if isinstance(self._cluster, LocalCluster) and not self._cluster.running:
+                self._own_cluster = self._cluster.start()
+            self._synchronous = True
+            thread = self._thread = LoopThread("wukong-client")
+            self._loop = thread.loop
+            atexit.register(self.close)
+            try:
+                self._scheduler = thread.run(self._make_scheduler().__aenter__())
+            except BaseException:
+                self.close()
+                raise
+            self._become_default()
         return self
 
     def close(self) -> None:
@@ -318,10 +320,13 @@ class WukongClient:
         except ClientStateError:
             work.close()
             raise
-        if self._thread is not None:
-            return self._thread.run(work)
         assert self._loop is not None
-        return run_on(self._loop, work)
+        try:
+            return run_on(self._loop, work)
+        except concurrent.futures.CancelledError:
+            if not self._closed:
+                raise
+            raise ClientStateError("The client was closed while it computed.") from None
 
     def _forbid_loop(self, used: str, instead: str) -> None:
         try:

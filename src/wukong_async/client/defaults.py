@@ -38,6 +38,6 @@ def leave(owner: object) -> None:
         for name, value in (item for settings in ours for item in settings.items()):
             others = [settings[name] for _, settings in _entered if name in settings]
             if dask.config.get(name, None) == value:
-                dask.config.set({name: others[-1] if others else _before[name]})
+                dask.config.set({name: others[-1] if others else _before.get(name)})
             if not others:
-                del _before[name]
+                _before.pop(name, None)
