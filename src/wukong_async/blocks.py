@@ -78,7 +78,7 @@ class Block:
 
 
 class Unreadable(Exception):
-    """A task of a block cannot be unpickled here; `__cause__` says why."""
+    """A task of a block, or a value, cannot be unpickled here; `__cause__` says why."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

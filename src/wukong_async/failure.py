@@ -20,7 +20,7 @@ import concurrent.futures
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from wukong_async import wire
 from wukong_async.errors import (
@@ -110,9 +110,9 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
     """
     match wire.unpack(blob):
         case [b"task", int(task), pickled, *told]:
-            return _task_error(name_of(task), pickled, *map(_decoded, told))
+            return _task_error(name_of(task), pickled, _Told(*map(_decoded, told)))
         case [b"unreadable", what, int(number), *told]:
-            return _unreadable_error(what, number, name_of(number), *map(_decoded, told))
+            return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))
         case [b"input", []]:
             return StoreLost(
                 "The store has lost a part of the plan, which an executor still had to read."
@@ -150,47 +150,44 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
     return ProtocolError(f"The job failed for a reason that cannot be read: {blob!r:.200}")
 
 
-def _task_error(
-    key: str,
-    pickled: bytes,
-    name: str,
-    text: str,
-    trace: str,
-    request_id: str,
-    executor: str,
-) -> Exception:
-    where = f"wukong: task {key} failed in executor {executor}, request {request_id}"
+class _Told(NamedTuple):
+    """An error as text, and where it happened."""
+
+    name: str
+    text: str
+    trace: str
+    request_id: str
+    executor: str
+
+    @property
+    def where(self) -> str:
+        return f"in executor {self.executor}, request {self.request_id}"
+
+
+def _task_error(key: str, pickled: bytes, told: _Told) -> Exception:
+    where = f"wukong: task {key} failed {told.where}"
     error: BaseException | None = None
     if pickled:
         try:
             error = wire.loads(pickled)
-        except Exception:
+        except (Exception, SystemExit):  # SystemExit would end the loop that hears it.
             error = None
     if not isinstance(error, Exception) or isinstance(error, NOT_TO_RAISE):
         # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
-        return TaskError(f"{name}: {text}\n{where}\n\n{trace}")
-    return _noted(error, trace, where)
+        return TaskError(f"{told.name}: {told.text}\n{where}\n\n{told.trace}")
+    return _noted(error, told.trace, where)
 
 
-def _unreadable_error(
-    what: bytes,
-    number: int,
-    key: str,
-    name: str,
-    text: str,
-    trace: str,
-    request_id: str,
-    executor: str,
-) -> Exception:
+def _unreadable_error(what: bytes, number: int, key: str, told: _Told) -> Exception:
     if what == b"plan":
         subject = f"task {key}"
     else:
         subject = key if number < 0 else f"the output of task {key}"
     error = SerializationError(
-        f"The function cannot unpickle {subject}: {name}: {text}. Does it lack a module that this"
-        " graph uses?"
+        f"The function cannot unpickle {subject}: {told.name}: {told.text}. Does it lack a module"
+        " that this graph uses?"
     )
-    return _noted(error, trace, f"wukong: in executor {executor}, request {request_id}")
+    return _noted(error, told.trace, f"wukong: {told.where}")
 
 
 def _noted(error: Exception, trace: str, note: str) -> Exception:

@@ -143,14 +143,15 @@ def materialise(graph: object) -> Mapping[Key, Any]:
     return materialise(made)
 
 
-def parts(node: Node) -> Iterator[tuple[str, object]]:
-    """What a node is made of, with names for messages."""
-    for index, argument in enumerate(getattr(node, "args", ())):
-        yield f"argument {index}", argument
-    for name, argument in getattr(node, "kwargs", {}).items():
-        yield f"argument {name!r}", argument
-    if hasattr(node, "func"):
-        yield "its function", node.func
+def parts(node: Node) -> list[tuple[str, object]]:
+    """What a node is made of, as `set_apart` sees it: (label for messages, part) pairs."""
+    found: list[tuple[str, object]] = []
+
+    def note(label: str, part: object) -> None:
+        found.append((label, part))
+
+    set_apart(node, note)
+    return found
 
 
 def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:

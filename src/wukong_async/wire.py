@@ -23,8 +23,10 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeAlias, TypeVar
 
 import cloudpickle
 import msgpack
@@ -33,6 +35,7 @@ from wukong_async.errors import SerializationError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Segments: TypeAlias = Sequence[Buffer]
+T = TypeVar("T")
 
 IN_BAND = 0x01
 OUT_OF_BAND = 0x02
@@ -61,20 +64,16 @@ def dumps(value: object) -> Segments:
     SerializationError
         If neither pickle nor cloudpickle can; its cause is what cloudpickle raised.
     """
-    buffers = _Buffers()
+
+    def dump(module: Any) -> tuple[tuple[bytes, _Buffers], bool]:
+        buffers = _Buffers()
+        body = module.dumps(value, protocol=5, buffer_callback=buffers.keep)
+        return (body, buffers), _names_local_code(body)
+
     try:
-        body = pickle.dumps(value, protocol=5, buffer_callback=buffers.keep)
-        by_value = _names_local_code(body)
-    except Exception:
-        by_value = True
-    if by_value:
-        buffers.clear()
-        try:
-            body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.keep)
-        except Exception as error:
-            raise SerializationError(
-                f"cannot pickle a {type(value).__qualname__}: {error}"
-            ) from error
+        body, buffers = _by_reference_or_value(dump)
+    except Exception as error:
+        raise SerializationError(_cannot(value, error)) from error
     return _frame(body, buffers)
 
 
@@ -89,13 +88,7 @@ def dumps_some(values: Sequence[object], most: int) -> tuple[int, Segments]:
     ItemError
         For the value that neither pickle nor cloudpickle can serialise.
     """
-    try:
-        count, body, buffers = _dump_some(values, most, pickle.Pickler)
-        by_value = _names_local_code(body)
-    except Exception:
-        by_value = True
-    if by_value:
-        count, body, buffers = _dump_some(values, most, cloudpickle.Pickler)
+    count, body, buffers = _by_reference_or_value(partial(_dump_some, values, most))
     return count, _frame(body, buffers)
 
 
@@ -110,13 +103,7 @@ def own_weights(values: Sequence[object]) -> list[int]:
     ItemError
         For the value that neither pickle nor cloudpickle can serialise.
     """
-    try:
-        forward, backward, local = _weigh_both_ways(values, pickle.Pickler)
-    except Exception:
-        local = True
-    if local:
-        forward, backward, _ = _weigh_both_ways(values, cloudpickle.Pickler)
-    return list(map(min, forward, reversed(backward)))
+    return _by_reference_or_value(partial(_own_weights, values))
 
 
 def loads(frame: Buffer) -> Any:
@@ -200,6 +187,23 @@ def unpack(data: bytes) -> Any:
     return msgpack.unpackb(data, raw=True, strict_map_key=False)
 
 
+def _by_reference_or_value(attempt: Callable[[Any], tuple[T, bool]]) -> T:
+    """What `attempt` makes with pickle; with cloudpickle where that fails or names local code.
+
+    Parameters
+    ----------
+    attempt
+        Module → the result, and whether what was written names local code.
+    """
+    try:
+        made, local = attempt(pickle)
+    except Exception:
+        local = True
+    if local:
+        made, _ = attempt(cloudpickle)
+    return made
+
+
 def _names_local_code(body: bytes) -> bool:
     if b"__main__" in body:
         return True
@@ -219,31 +223,44 @@ class _Buffers(list[memoryview]):
         return False
 
 
-def _dump_some(values: Sequence[object], most: int, kind: Any) -> tuple[int, bytes, _Buffers]:
+def _dump_some(
+    values: Sequence[object], most: int, module: Any
+) -> tuple[tuple[int, bytes, _Buffers], bool]:
     buffers = _Buffers()
     file = io.BytesIO()
-    pickler = kind(file, protocol=5, buffer_callback=buffers.keep)
-    dump, tell = pickler.dump, file.tell
+    pickler = module.Pickler(file, protocol=5, buffer_callback=buffers.keep)
     end, held, weight = 0, 0, 0
-    for index, value in enumerate(values):
-        try:
-            dump(value)
-        except Exception as error:
-            raise ItemError(
-                index, f"cannot pickle a {type(value).__qualname__}: {error}"
-            ) from error
-        position = tell()
+    count = len(values)
+    for index in _dump_each(pickler, values, range(count)):
+        position = file.tell()
         grown = position - end
         if len(buffers) > held:
             grown += sum(map(len, buffers[held:]))
         if index and weight + grown > most:
-            alone = size(dumps(value))
+            alone = size(dumps(values[index]))
             if alone <= 2 * grown or weight + grown > MOST_SHARED:
                 del buffers[held:]
-                return index, file.getvalue()[:end], buffers
+                count = index
+                break
             most += most  # It shares most of its weight: look again when there is as much more.
         end, held, weight = position, len(buffers), weight + grown
-    return len(values), file.getvalue(), buffers
+    body = file.getvalue()[:end]
+    return (count, body, buffers), _names_local_code(body)
+
+
+def _dump_each(pickler: Any, values: Sequence[object], order: range) -> Iterator[int]:
+    """Pickle values in this order; the index of each, once it is written."""
+    dump = pickler.dump
+    for index in order:
+        try:
+            dump(values[index])
+        except Exception as error:
+            raise ItemError(index, _cannot(values[index], error)) from error
+        yield index
+
+
+def _cannot(value: object, error: Exception) -> str:
+    return f"cannot pickle a {type(value).__qualname__}: {error}"
 
 
 class _Scale:
@@ -262,26 +279,18 @@ class _Scale:
         self.weight += buffer.raw().nbytes
 
 
-def _weigh_both_ways(values: Sequence[object], kind: Any) -> tuple[list[int], list[int], bool]:
-    forward, local = _weigh(values, range(len(values)), kind)
-    backward, _ = _weigh(values, range(len(values) - 1, -1, -1), kind)
-    return forward, backward, local
+def _own_weights(values: Sequence[object], module: Any) -> tuple[list[int], bool]:
+    order = range(len(values))
+    forward, local = _weigh(values, order, module)
+    backward, _ = _weigh(values, order[::-1], module)
+    return list(map(min, forward, reversed(backward))), local
 
 
-def _weigh(values: Sequence[object], order: range, kind: Any) -> tuple[list[int], bool]:
+def _weigh(values: Sequence[object], order: range, module: Any) -> tuple[list[int], bool]:
     scale = _Scale()
-    pickler = kind(scale, protocol=5, buffer_callback=scale.put_aside)
-    weights = []
-    before = 0
-    for index in order:
-        try:
-            pickler.dump(values[index])
-        except Exception as error:
-            name = type(values[index]).__qualname__
-            raise ItemError(index, f"cannot pickle a {name}: {error}") from error
-        weights.append(scale.weight - before)
-        before = scale.weight
-    return weights, scale.local
+    pickler = module.Pickler(scale, protocol=5, buffer_callback=scale.put_aside)
+    totals = [0, *(scale.weight for _ in _dump_each(pickler, values, order))]
+    return [after - before for before, after in pairwise(totals)], scale.local
 
 
 def _frame(body: bytes, buffers: Sequence[memoryview]) -> Segments:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.integration.jobs import new_job
 from wukong_async import wire
 from wukong_async.errors import ConfigError, StoreError, StoreFull, StoreUnreachable
 from wukong_async.local.valkey import Valkey
@@ -18,20 +19,7 @@ from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body
 
 
 def tiny_job() -> NewJob:
-    return NewJob(
-        tasks=1,
-        want=1,
-        channel="c",
-        slots=1,
-        lease=60,
-        grace=60,
-        attempts=3,
-        unstarted=3,
-        ttl=600,
-        facts=b"",
-        values=[],
-        records=[("0", [0])],
-    )
+    return new_job(tasks=1, slots=1, records=[("0", [0])])
 
 
 @contextlib.asynccontextmanager

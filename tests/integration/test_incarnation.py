@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.functions import touch_and_wait
+from tests.integration.jobs import new_job
 from wukong_async.config import Settings
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
@@ -19,7 +20,7 @@ from wukong_async.executor.memory import PlanCache
 from wukong_async.invocation import Invocation
 from wukong_async.protocol import JobState, Reply, Status
 from wukong_async.scheduler.upload import Upload
-from wukong_async.store import Connections, JobStore, NewJob
+from wukong_async.store import Connections, JobStore
 
 
 @pytest.fixture
@@ -40,16 +41,10 @@ class Job:
         await self.store.open(600)
         for batch in upload.batches():
             await self.store.put(batch, 600)
-        new = NewJob(
+        new = new_job(
             tasks=len(upload.plan),
-            want=1,
-            channel="channel",
             slots=1,
             lease=0.3,
-            grace=60,
-            attempts=3,
-            unstarted=3,
-            ttl=600,
             facts=upload.facts.pack(),
             values=upload.values,
             records=[("0", upload.plan.leaves[leaves])],

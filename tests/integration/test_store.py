@@ -9,31 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.integration.jobs import new_job
 from wukong_async import wire
 from wukong_async.protocol import Commit, JobState, Payload, Reply, Status
-from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body, payload
+from wukong_async.store import Connections, JobStore, Place, commit_body, payload
 
 VALUE = Payload(b"\x01small")
 FRAME = [b"\x01", b"x" * 100]
-
-
-def new_job(**changes: Any) -> NewJob:
-    """Two leaves (0, 1) and their fan-in (2), which is the result."""
-    usual: dict[str, Any] = {
-        "tasks": 3,
-        "want": 1,
-        "channel": "channel",
-        "slots": 2,
-        "lease": 60.0,
-        "grace": 60.0,
-        "attempts": 3,
-        "unstarted": 3,
-        "ttl": 600.0,
-        "facts": b"facts",
-        "values": [],
-        "records": [("0", [0]), ("1", [1])],
-    }
-    return NewJob(**{**usual, **changes})
 
 
 class Job:

@@ -310,7 +310,7 @@ class WukongClient:
 
     def _do(self, work: Coroutine[Any, Any, T]) -> Any:
         """The coroutine in asynchronous use, its result in synchronous use."""
-        if self._thread is not None or self._synchronous:
+        if self._synchronous:
             return self._block(work)
         return work
 

@@ -206,14 +206,10 @@ class Upload:
         """
         parts: dict[Hashable, tuple[object, str, Hashable]] = {}
         limit = self.settings.inline_limit
-
-        def collect(label: str, part: object) -> None:
-            if not _is_small(part, limit):
-                parts.setdefault(_identity(part), (part, label, key))
-
         for number, (node, *_) in enumerate(entries, first):
-            key = self.plan.keys[number]
-            graph.set_apart(node, collect)
+            for label, part in graph.parts(node):
+                if not _is_small(part, limit):
+                    parts.setdefault(_identity(part), (part, label, self.plan.keys[number]))
         try:
             weights = wire.own_weights([part for part, _, _ in parts.values()])
         except wire.ItemError as error:
@@ -275,7 +271,7 @@ class Upload:
         node, _, _, constants, *_ = entry
         for label, part in (
             *graph.parts(node),
-            *((f"its input {name!r}", value) for name, value in (constants or {}).items()),
+            *((f"its input {_shown(name)}", value) for name, value in (constants or {}).items()),
         ):
             try:
                 self._dumps(key, label, part)
