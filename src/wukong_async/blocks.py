@@ -121,8 +121,9 @@ def decode(frame: bytes, first: int) -> Block:
                     inputs = tuple(dict.fromkeys(inputs))
                 specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
                 programs[number] = Program(node, names, sources, constants)
-        except wire.ItemError as error:
-            raise Unreadable(first + error.index) from error.__cause__
+        except Exception as error:  # A task that does not come back, or a damaged frame.
+            cause = error.__cause__ if isinstance(error, wire.ItemError) else error
+            raise Unreadable(first + len(specs)) from cause
     return Block(specs, programs)
 
 

@@ -137,6 +137,14 @@ def test_the_task_that_does_not_come_back_is_named() -> None:
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
+@pytest.mark.parametrize("damaged", [b"", b"?", b"\x01\x80\x05N.", b"\x01\x80\x05K\x01"])
+def test_a_damaged_block_cannot_be_read(damaged: bytes) -> None:
+    with pytest.raises(blocks.Unreadable) as caught:
+        blocks.decode(damaged, 100)
+    assert caught.value.number == 100
+    assert caught.value.__cause__ is not None
+
+
 def test_the_task_that_does_not_pickle_is_named() -> None:
     with pytest.raises(wire.ItemError, match="generator") as caught:
         blocks.encode([*entries(5), entry(i for i in "a")], 10**6)
