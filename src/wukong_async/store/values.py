@@ -91,23 +91,24 @@ def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = 
     error
         What went wrong, for a failed one.
     """
-    results = set(commit.results)
 
-    def references(task: int, reads: int) -> int:
+    def published(task: int, reads: int) -> list[object]:
+        payload, requested = payloads[task], task in commit.requested
         # A result that is only pointed to must outlive its readers: it is held, by one more.
-        return reads + (bool(payloads[task].place) and task in results)
+        return [task, reads + (requested and bool(payload.place)), payload.place, payload.inline]
 
     return wire.pack(
         [
             commit.passed,
-            [
-                [task, references(task, reads), payloads[task].place, payloads[task].inline]
-                for task, reads in commit.publish
-            ],
+            False if commit.stay is None else commit.stay,
+            [published(task, reads) for task, reads in commit.publish],
             [[t, payloads[t].inline] for t in commit.results],
             commit.arrivals,
             commit.reads,
             error,
+            commit.probes,
+            commit.offers,
+            commit.release,
         ]
     )
 

@@ -2,11 +2,11 @@
 -- without work for the others and take it for lost.
 --
 -- ARGV  1 msgpack: {id, channel, tasks, want, slots, lease, grace, attempts, unstarted, ttl, facts,
---                   {{literal, pointer}, ...}, {{executor, frontier}, ...}}
+--                   {{literal, pointer}, ...}, {{executor, frontier}, ...}, taken}
 -- reply OK | GONE: the upload mark is missing (the client gave up, or this is a late copy)
 local a = cmsgpack.unpack(ARGV[1])
 local id, channel, tasks, want, slots, lease, grace, attempts, unstarted, ttl, facts, values,
-  records = unpack(a, 1, 13)
+  records, taken = unpack(a, 1, 14)
 if call('EXISTS', OPEN) == 0 then return 'GONE' end
 if call('EXISTS', JOB) == 1 then return 'OK' end
 local t = now()
@@ -14,13 +14,9 @@ call('HSET', JOB, 'id', id, 'channel', channel, 'state', 'running', 'error', '',
   'tasks', tasks, 'want', want, 'slots', slots, 'lease', lease, 'grace', grace,
   'attempts', attempts, 'unstarted', unstarted, 'ttl', ttl, 'deadline', t + ttl,
   'facts', facts, 'passed', 0, 'commits', 0, 'begins', 0)
-for _, record in ipairs(records) do
-  local x, frontier = record[1], record[2]
-  local control = pack_record({ gen = 0, nonce = '', seq = 0, unstarted = 0 })
-  call('HSET', REC, x, control, x .. '/f', frontier)
-  call('ZADD', LIVE, t + grace, x)
-end
+for _, record in ipairs(records) do new_record(record[1], record[2], false, t + grace) end
+call('SET', TAKEN, taken)
 for _, value in ipairs(values) do call('HSET', VAL, value[1], value[2]) end
-expire(t + ttl, JOB, REC, LIVE, VAL, OPEN)
+expire(t + ttl, JOB, REC, LIVE, VAL, OPEN, TAKEN)
 if tasks == 0 then finish_job('done', '') end
 return 'OK'
