@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import dask
 from dask import delayed
 
 from tests.acceptance.functions import add, inc
 from tests.conftest import keys_of
+from tests.paths import ROOT
 from wukong_async import Faults, LocalCluster, WukongClient
 
 
@@ -29,3 +34,16 @@ async def test_a_mix_of_faults_changes_no_result_and_leaves_no_key() -> None:
         assert keys_of(cluster) == []
         injected = cluster.stats().faults
         assert all(injected[kind] for kind in ("duplicate", "drop", "delay", "throttle")), injected
+
+
+def test_the_documented_example_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    program = tmp_path / "program.py"
+    program.write_text(example[1])
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("{'duplicate': ")
