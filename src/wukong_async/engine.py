@@ -341,16 +341,19 @@ class Engine:
         return missing
 
     def _take(self) -> tuple[Step, ...]:
-        """The next tasks in depth-first order (rule 1)."""
+        """The next tasks in depth-first order (rule 1); one whose time is limited by itself."""
         steps: list[Step] = []
         while len(steps) < RUN_LIMIT:
             if self._stack and len(self._starved) < STARVED_MOST:
-                spec = self._specs[self._stack.pop()]
+                spec = self._specs[self._stack[-1]]
+                if steps and spec.limited:
+                    break
+                self._stack.pop()
                 if spec.literals and self._starves(spec):
                     continue
                 drops = self._read_made(spec.inputs)
                 self._read_stored(spec.literals)
-            elif (ready := self._next_of_frontier()) is not None:
+            elif (ready := self._next_of_frontier(alone=not steps)) is not None:
                 spec, drops = ready, ()
                 self._read_stored(spec.inputs + spec.literals)
             else:
@@ -359,6 +362,8 @@ class Engine:
             self._made.append(spec.number)
             self._left[spec.number] = len(spec.consumers)
             self._reach(spec)
+            if spec.limited:
+                break
         return tuple(steps)
 
     def _starves(self, spec: TaskSpec) -> bool:
@@ -373,10 +378,12 @@ class Engine:
         self._starved.append(spec.number)
         return True
 
-    def _next_of_frontier(self) -> TaskSpec | None:
+    def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
         if self._head == self._window:
             return None
         spec = self._specs[self._frontier[self._head]]
+        if spec.limited and not alone:
+            return None
         if not self._kept.issuperset(spec.inputs + spec.literals):
             return None
         self._head += 1

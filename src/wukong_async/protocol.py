@@ -27,6 +27,8 @@ class TaskSpec(NamedTuple):
     literals: tuple[int, ...] = ()
     """Values of the plan that the task reads. Objects of the store with negative numbers, there
     before the job begins; no edges lead from them."""
+    limited: bool = False
+    """Whether its time is limited: it is run by itself, so that it is known when it began."""
 
 
 class Status(StrEnum):
