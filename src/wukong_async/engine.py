@@ -481,20 +481,25 @@ class Engine:
         return number in self._kept or number in self._left
 
     def _take(self) -> tuple[Step, ...]:
-        """The next tasks in depth-first order (rule 1)."""
+        """The next tasks in depth-first order (rule 1); one whose time is limited by itself."""
         steps: list[Step] = []
         while len(steps) < RUN_LIMIT:
             if self._stack and len(self._starved) < STARVED_MOST:
-                spec = self._specs[self._stack.pop()]
+                spec = self._specs[self._stack[-1]]
+                if steps and spec.limited:
+                    break
+                self._stack.pop()
                 if spec.literals and self._starves(spec):
                     continue
                 self._read_stored(spec.literals)
-            elif (ready := self._next_of_frontier()) is not None:
+            elif (ready := self._next_of_frontier(alone=not steps)) is not None:
                 spec = ready
                 self._read_stored(spec.inputs + spec.literals)
             else:
                 break
             steps.append(Step(spec.number, self._schedule(spec)))
+            if spec.limited:
+                break
         self._undone = dict(steps)
         return tuple(steps)
 
@@ -529,10 +534,12 @@ class Engine:
         self._starved.append(spec.number)
         return True
 
-    def _next_of_frontier(self) -> TaskSpec | None:
+    def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
         if self._head == self._window:
             return None
         spec = self._specs[self._frontier[self._head]]
+        if spec.limited and not alone:
+            return None
         if not all(map(self._has, spec.inputs + spec.literals)):
             return None
         self._head += 1

@@ -3,7 +3,9 @@
 A failure is a msgpack list that starts with its kind; the scripts write some kinds themselves, so
 this page and store/lua must agree:
 
-    task       number, pickled exception or empty, type, text, traceback, request id, executor
+    task       number, tries, pickled exception or empty,
+               type, text, traceback, request id, executor
+    timeout    number, tries, seconds, request id, executor
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     full       what the store said
@@ -32,6 +34,7 @@ from wukong_async.errors import (
     StoreFull,
     StoreLost,
     TaskError,
+    TaskTimeout,
     VersionMismatch,
 )
 
@@ -48,6 +51,7 @@ def task_failed(
     task: int,
     error: BaseException,
     *,
+    tries: int = 1,
     hidden: Callable[[str], bool],
     request_id: str,
     executor: str,
@@ -56,6 +60,8 @@ def task_failed(
 
     Parameters
     ----------
+    tries
+        How often it was run.
     hidden
         Says of a file name whether its frames, at the top of the traceback, are ours.
     """
@@ -63,7 +69,15 @@ def task_failed(
     # It travels as text. Where tblib is installed it would be pickled too, with our frames.
     # Not by assignment, which a frozen dataclass forbids.
     BaseException.with_traceback(error, None)
-    return wire.pack(["task", task, _pickled(error), name, text, story, request_id, executor])
+    told = (name, text, story, request_id, executor)
+    return wire.pack(["task", task, tries, _pickled(error), *told])
+
+
+def task_timed_out(
+    task: int, seconds: float, *, tries: int = 1, request_id: str, executor: str, **_: object
+) -> bytes:
+    """A task has taken longer than the `seconds` of its `timeout`, in the last of its tries."""
+    return wire.pack(["timeout", task, tries, seconds, request_id, executor])
 
 
 def unreadable(
@@ -109,8 +123,15 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
         Number of a task (≥ 0) or a literal (< 0) → its name, for messages.
     """
     match wire.unpack(blob):
-        case [b"task", int(task), pickled, *told]:
-            return _task_error(name_of(task), pickled, _Told(*map(_decoded, told)))
+        case [b"task", int(task), int(tries), pickled, *told]:
+            return _task_error(name_of(task), tries, pickled, _Told(*map(_decoded, told)))
+        case [b"timeout", int(task), int(tries), float(seconds), request_id, executor]:
+            return TaskTimeout(
+                f"Task {name_of(task)} took longer than its timeout of {seconds:g} s{_after(tries)}"
+                f" (in executor {_decoded(executor)}, request {_decoded(request_id)}). Give it"
+                " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the"
+                " call that computes it."
+            )
         case [b"unreadable", what, int(number), *told]:
             return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))
         case [b"input", []]:
@@ -164,8 +185,8 @@ class _Told(NamedTuple):
         return f"in executor {self.executor}, request {self.request_id}"
 
 
-def _task_error(key: str, pickled: bytes, told: _Told) -> Exception:
-    where = f"wukong: task {key} failed {told.where}"
+def _task_error(key: str, tries: int, pickled: bytes, told: _Told) -> Exception:
+    where = f"wukong: task {key} failed {told.where}{_after(tries)}"
     error: BaseException | None = None
     if pickled:
         try:
@@ -266,6 +287,10 @@ def _text(text: str) -> bytes:
 
 def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace")
+
+
+def _after(tries: int) -> str:
+    return f", in the last of {tries} tries" if tries > 1 else ""
 
 
 def _names(numbers: Sequence[int], name_of: Callable[[int], str]) -> str:

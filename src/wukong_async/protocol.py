@@ -29,6 +29,8 @@ class TaskSpec(NamedTuple):
     before the job begins; no edges lead from them."""
     first_edge: int = 0
     """The number of the edge to the first consumer; those to the others follow."""
+    limited: bool = False
+    """Whether its time is limited: it is run by itself, so that it is known when it began."""
 
 
 class Status(StrEnum):

@@ -145,6 +145,18 @@ def test_what_is_held_between_a_fan_out_and_a_tree_is_as_much_as_it_is_deep(widt
     assert script.peak <= width.bit_length() + 3, "the root, a path, and not a whole level"
 
 
+@pytest.mark.parametrize("limited", [0, 3, 4, 6], ids=["leaf", "leaf later", "fan-in", "root"])
+def test_a_task_whose_time_is_limited_runs_by_itself(limited: int) -> None:
+    plan = tree(4)
+    plan.specs[limited] = plan.specs[limited]._replace(limited=True)
+    script = Script(plan)
+    script.drive(plan.leaves)
+    runs = [[step.task for step in run.steps] for run in script.of(Run) if isinstance(run, Run)]
+    assert [limited] in runs
+    assert script.ran == list(range(7)), "and the order stays"
+    assert len(runs) == (2 if limited in {0, 6} else 3)
+
+
 def test_half_a_tree_arrives_at_the_root_and_a_claim_continues() -> None:
     plan = tree(8)
     root = len(plan) - 1

@@ -13,16 +13,17 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import dask._task_spec
 
 from wukong_async import blocks, failure, wire
-from wukong_async.blocks import PlanFacts
+from wukong_async.blocks import PlanFacts, Program
 from wukong_async.config import Settings
 from wukong_async.engine import (
     Action,
@@ -40,6 +41,7 @@ from wukong_async.engine import (
 )
 from wukong_async.errors import SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation, mismatch, versions
 from wukong_async.loops import plain
 from wukong_async.protocol import Begun, Payload, Status
@@ -63,6 +65,15 @@ class Failed:
 
     task: int
     error: BaseException
+    tries: int = 1
+
+
+class TookTooLong(Exception):
+    """What a try of a task ends with when its time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Incarnation:
@@ -73,7 +84,7 @@ class Incarnation:
         invocation: Invocation,
         store: JobStore,
         cache: PlanCache,
-        worker: ThreadPoolExecutor,
+        worker: Worker,
         request_id: str,
     ) -> None:
         self._invocation = invocation
@@ -91,7 +102,7 @@ class Incarnation:
         self._wake = asyncio.Event()
         self._work: Future[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._facts = PlanFacts((), 0, 0, 0.0)
+        self._facts = PlanFacts((), (), 0, 0, 0.0)
 
     def __repr__(self) -> str:
         return f"<Incarnation {self._executor} of {self._store.job_id}: {self._engine!r}>"
@@ -207,7 +218,7 @@ class Incarnation:
     # Reading ----------------------------------------------------------------------------------
 
     async def _load(self, tasks: Sequence[int]) -> None:
-        starts = self._facts.starts
+        starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if self._cache.block(index) is None]
         frames = await self._store.get(
@@ -218,7 +229,7 @@ class Incarnation:
                 self._fail(failure.input_lost([]))
                 return
             try:
-                block = await asyncio.to_thread(blocks.decode, frame, starts[index])
+                block = await asyncio.to_thread(blocks.decode, frame, starts[index], edges[index])
             except blocks.Unreadable as error:
                 self._fail(self._unreadable("plan", error))
                 return
@@ -256,7 +267,10 @@ class Incarnation:
         return failure.unreadable(what, error.number, cause, **self._told_by())
 
     def _task_failed(self, failed: Failed) -> bytes:
-        return failure.task_failed(failed.task, failed.error, **self._told_by())
+        told_by = {"tries": failed.tries, **self._told_by()}
+        if isinstance(failed.error, TookTooLong):
+            return failure.task_timed_out(failed.task, failed.error.seconds, **told_by)
+        return failure.task_failed(failed.task, failed.error, **told_by)
 
     def _told_by(self) -> dict[str, Any]:
         return {
@@ -268,13 +282,49 @@ class Incarnation:
     # Running ----------------------------------------------------------------------------------
 
     async def _run(self, steps: Sequence[Step]) -> None:
-        failed = await self._in_worker(
-            lambda: _run_steps(steps, self._cache, self._values, self._stop)
-        )
+        if self._cache.programs[steps[0].task].limits.timeout is None:
+            failed = await self._in_worker(
+                partial(_run_steps, steps, self._cache, self._values, self._stop)
+            )
+        else:
+            (step,) = steps
+            failed = await self._run_limited(step)
         if failed is None:
             self._engine.ran()
         else:
             self._fail(self._task_failed(failed))
+
+    async def _run_limited(self, step: Step) -> Failed | None:
+        """Run a task whose time is limited, each try in a thread that can be abandoned."""
+        task, drops = step
+        program = self._cache.programs[task]
+        for tries in count(1):
+            if self._stop.is_set():
+                return None
+            # Of its own, since a thread that is abandoned may go on for a while.
+            values = {number: self._values[number] for number in program.sources}
+            error = await self._try_limited(task, program, values)
+            if error is None:
+                self._values[task] = values[task]
+                for number in drops:
+                    del self._values[number]
+                return None
+            if not _again(program, tries, error):
+                return Failed(task, error, tries)
+        raise AssertionError
+
+    async def _try_limited(
+        self, task: int, program: Program, values: dict[int, Any]
+    ) -> BaseException | None:
+        seconds = program.limits.timeout
+        assert seconds is not None
+        self._work = work = self._worker.submit(partial(_try, task, program, values))
+        await asyncio.wait([asyncio.wrap_future(work)], timeout=seconds)
+        self._work = None
+        if work.done():
+            return work.result()
+        self._worker.abandon()
+        return TookTooLong(seconds)
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         """Run `work` in the worker thread, and remember whether the thread is still at it."""
@@ -328,15 +378,32 @@ def _run_steps(
     """Run tasks one after the other, until one fails or nobody wants them any more."""
     programs = cache.programs
     for task, drops in steps:
-        if stop.is_set():
-            return None
-        try:
-            values[task] = programs[task].run(values)
-        except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
-            return Failed(task, error)
+        program = programs[task]
+        for tries in count(1):
+            if stop.is_set():
+                return None
+            error = _try(task, program, values)
+            if error is None:
+                break
+            if not _again(program, tries, error):
+                return Failed(task, error, tries)
         for number in drops:
             del values[number]
     return None
+
+
+def _try(task: int, program: Program, values: dict[int, Any]) -> BaseException | None:
+    """Run a task once, and add its output to `values`; or what it has raised."""
+    try:
+        values[task] = program.run(values)
+    except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+        return error
+    return None
+
+
+def _again(program: Program, tries: int, error: BaseException) -> bool:
+    """Whether a task that has failed is run again."""
+    return tries <= program.limits.retries and isinstance(error, Exception)
 
 
 def _encode(

@@ -7,16 +7,15 @@ wherever it can: raising would make Lambda deliver the event again.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from wukong_async.config import Settings
 from wukong_async.errors import StoreFull, StoreUnreachable, WukongError
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.worker import Worker
 from wukong_async.invocation import PING, Invocation, versions
 from wukong_async.loops import new_event_loop
 from wukong_async.store import Connections, JobStore
@@ -40,7 +39,7 @@ class Service:
         self._settings = settings
         self._loop = new_event_loop()
         self._connections: Connections | None = None
-        self._worker = _new_worker()
+        self._worker = Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
         self._environment = _environment()
@@ -60,7 +59,7 @@ class Service:
         """Let go of everything; for tests, since a sandbox is simply killed."""
         if self._connections is not None:
             self._loop.run_until_complete(self._connections.__aexit__(None, None, None))
-        self._worker.shutdown(wait=False)
+        self._worker.close()
         self._loop.close()
 
     def _restore(self) -> None:
@@ -106,24 +105,9 @@ class Service:
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:
             if incarnation.busy:
-                # A task that nobody wants any more still computes: it gets an exception at its
-                # next byte code, and keeps its thread for as long as it does not reach one.
-                _interrupt(self._worker)
-                self._worker.shutdown(wait=False)
-                self._worker = _new_worker()
+                self._worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
 
 
 def _environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)}
-
-
-def _interrupt(worker: ThreadPoolExecutor) -> None:
-    for thread in worker._threads:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-        )
-
-
-def _new_worker() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="wukong-task")

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -105,9 +105,11 @@ class Scheduler:
         return await loop.run_in_executor(self._threads, partial(work, *args))
 
     async def run(
-        self, graph: object, keys: Sequence[Hashable]
+        self, graph: object, keys: Sequence[Hashable], annotations: Mapping[str, object]
     ) -> tuple[dict[Hashable, Any], JobSummary]:
         """Compute `keys` of a Dask graph: the value of each, and what it took.
+
+        `annotations` hold for tasks without their own.
 
         Raises
         ------
@@ -117,7 +119,9 @@ class Scheduler:
         started = time.perf_counter()
         job = _Job(self, secrets.token_hex(10))
         # A task of its own, so that closing can end it without cancelling its caller.
-        running = asyncio.create_task(job.run(graph, keys), name=f"wukong-job-{job.job_id}")
+        running = asyncio.create_task(
+            job.run(graph, keys, annotations), name=f"wukong-job-{job.job_id}"
+        )
         self._jobs.add(running)
         running.add_done_callback(self._jobs.discard)
         try:
@@ -153,9 +157,9 @@ class _Job:
         self._ping: asyncio.Task[str | None] | None = None
 
     async def run(
-        self, graph: object, keys: Sequence[Hashable]
+        self, graph: object, keys: Sequence[Hashable], annotations: Mapping[str, object]
     ) -> tuple[dict[Hashable, Any], Outcome]:
-        upload = await self._in_thread(Upload.prepare, graph, keys, self._settings)
+        upload = await self._in_thread(Upload.prepare, graph, keys, self._settings, annotations)
         if not len(upload.plan):
             return _literals(upload, keys), Outcome(JobState.DONE)
         with self._announcements.expect(self.job_id) as changed:
