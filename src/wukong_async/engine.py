@@ -21,8 +21,8 @@ the round passes for good, and a fan-in whose other inputs had arrived before is
 the new frontier.
 
 While it works it may say what it has to others in soft commits, which pass nothing: inputs arrive
-at fan-ins, fan-ins are probed, ready tasks are offered to new executors (`share`). When it dies, its
-successor does the same work again, and finds the effects of such commits done.
+at fan-ins, fan-ins are probed, ready tasks are offered to new executors (`share`). When it dies,
+its successor does the same work again, and finds the effects of such commits done.
 
 `hand_over` ends a round before its time: what is done passes, what is ready becomes the frontier of
 the next incarnation.
@@ -32,10 +32,10 @@ Rules of this file:
 1. Scheduling is ahead of running. `_take` settles the order of the next tasks as if those before
    them had succeeded; they run in that order in one thread. If one fails the job fails, so nothing
    has to be undone. `_undone` has those that have not run.
-2. A consumer that is reached is looked up in this order: one of the frontier only loses its mark for
-   this input; one that is in somebody's hands is let alone; one that has all inputs from this round,
-   none of which has been told to the store, is ready; any other waits for the store.
-3. A value made here stays in memory while a consumer has not run here (`_left`), at least until the
+2. A consumer that is reached is looked up in this order: one of the frontier only loses its mark
+   for this input; one that is in somebody's hands is let alone; one that has all inputs from this
+   round, none of which has been told to the store, is ready; any other waits for the store.
+3. A value made here stays in memory while a consumer has not run here (`_left`), at most until the
    round ends; one from the store or an earlier round (`_kept`) as long as a task of the frontier's
    window reads it (`_need`).
 4. Literals are read like the inputs of a frontier task. A task that is reached and finds one
@@ -372,7 +372,7 @@ class Engine:
         self._prepare(
             Commit(
                 publish=tuple((d, len(self._specs[d].consumers)) for d in publish),
-                requested=self._requested(publish),
+                held=self._requested(publish),
                 arrivals=tuple((c, n, tuple(edges)) for c, n, edges in arrivals),
                 probes=probes,
                 offers=groups,
@@ -387,7 +387,7 @@ class Engine:
         return self._leaving
 
     def hand_over(self) -> None:
-        """End the round as soon as nothing runs, and leave what is ready to the next incarnation."""
+        """End the round as soon as nothing runs; what is ready is for the next incarnation."""
         self._leaving = True
 
     # One round --------------------------------------------------------------------------------
@@ -748,7 +748,6 @@ class Engine:
             passed=len(done),
             stay=stay,
             publish=tuple(publish.items()),
-            requested=requested,
             results=tuple(sorted(requested)),
             arrivals=tuple(
                 (c, degrees[c], tuple(edges) if self._check else len(edges))
@@ -777,7 +776,7 @@ class Engine:
     def _share_some(
         self, arrivals: Mapping[int, Mapping[int, int]], degrees: Mapping[int, int]
     ) -> None:
-        """A commit of this would hold up the store: tell a part of it in one that passes nothing."""
+        """All at once would hold up the store: tell a part, in a commit that passes nothing."""
         some: dict[int, list[int]] = {}
         publish: dict[int, int] = {}
         edges = [(c, e, t) for c, brought in arrivals.items() for e, t in brought.items()]
@@ -789,7 +788,7 @@ class Engine:
         self._published.update(publish)
         commit = Commit(
             publish=tuple(publish.items()),
-            requested=self._requested(publish),
+            held=self._requested(publish),
             arrivals=tuple((c, degrees[c], tuple(brought)) for c, brought in some.items()),
         )
         self._prepare(commit, tuple(publish))

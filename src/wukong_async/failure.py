@@ -6,6 +6,7 @@ this page and store/lua must agree:
     task       number, tries, pickled exception or empty,
                type, text, traceback, request id, executor
     timeout    number, tries, seconds, request id, executor
+    outlasts   number, seconds, request id, executor
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     full       what the store said
@@ -80,6 +81,13 @@ def task_timed_out(
     return wire.pack(["timeout", task, tries, seconds, request_id, executor])
 
 
+def task_outlasts(
+    task: int, seconds: float, *, request_id: str, executor: str, **_: object
+) -> bytes:
+    """A task has not ended within all of the `seconds` that the function may take."""
+    return wire.pack(["outlasts", task, seconds, request_id, executor])
+
+
 def unreadable(
     what: Literal["plan", "value"],
     number: int,
@@ -131,6 +139,12 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
                 f" (in executor {_decoded(executor)}, request {_decoded(request_id)}). Give it"
                 " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the"
                 " call that computes it."
+            )
+        case [b"outlasts", int(task), float(seconds), request_id, executor]:
+            return TaskTimeout(
+                f"Task {name_of(task)} has not ended within the {seconds:g} s that the function may"
+                f" take (in executor {_decoded(executor)}, request {_decoded(request_id)}). Cut it"
+                " into smaller tasks, or give the function a longer timeout."
             )
         case [b"unreadable", what, int(number), *told]:
             return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))

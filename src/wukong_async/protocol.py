@@ -101,8 +101,8 @@ class Commit:
     """What is left of the frontier, next to what is claimed."""
     publish: tuple[tuple[int, int], ...] = ()
     """(task, readers): outputs that become visible, with the reads still to come."""
-    requested: frozenset[int] = frozenset()
-    """Those of them that are results of the job."""
+    held: frozenset[int] = frozenset()
+    """Those of them that are results of the job, and are announced when they pass."""
     results: tuple[int, ...] = ()
     """Requested tasks whose value is announced."""
     arrivals: tuple[tuple[int, int, int | tuple[int, ...]], ...] = ()

@@ -10,11 +10,11 @@ on it either: even a small object may import a library for seconds.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 import dask._task_spec
 
 from wukong_async import blocks, failure, wire
-from wukong_async.blocks import PlanFacts, Program
+from wukong_async.blocks import Block, Limits, PlanFacts, Program
 from wukong_async.config import Settings
 from wukong_async.engine import (
     Action,
@@ -33,6 +33,8 @@ from wukong_async.engine import (
     Engine,
     Exit,
     Fetch,
+    Invoke,
+    InvokeAgain,
     Load,
     Publish,
     Run,
@@ -44,17 +46,23 @@ from wukong_async.executor.memory import PlanCache
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation, mismatch, versions
 from wukong_async.loops import plain
-from wukong_async.protocol import Begun, Payload, Status
+from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
 from wukong_async.store.job import BATCH_BYTES
 
 T = TypeVar("T")
+log = logging.getLogger("wukong.executor")
 
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
 COMMIT_BYTES = 16 * 1024 * 1024
 """Inline values of one commit; the others go to the data shards, or a wide round of small outputs
 would be one script argument of gigabytes."""
+TICK = 1.0
+"""Seconds between two renewals, at most: so soon an executor hears that its job is over."""
+HAND_OVER_SHARE, HAND_OVER_MOST = 0.2, 30.0
+"""What is left of the function's time, as a share and in seconds, when an executor starts nothing
+more; when half of that is gone it gives up what still runs."""
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
@@ -76,8 +84,32 @@ class TookTooLong(Exception):
         self.seconds = seconds
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a Run has come; the worker thread writes it, the loop reads it."""
+
+    steps: Sequence[Step]
+    ran: int = 0
+    closed: bool = False
+    """The loop does not wait for it any more."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def task(self) -> int | None:
+        """What runs now."""
+        return self.steps[self.ran].task if self.ran < len(self.steps) else None
+
+
 class Incarnation:
-    """An executor from `begin` to its exit."""
+    """An executor from `begin` to its exit.
+
+    Parameters
+    ----------
+    remaining
+        Seconds until the function's time is over.
+    invoke
+        Sends events; it does not matter whether they arrive.
+    """
 
     def __init__(
         self,
@@ -86,6 +118,8 @@ class Incarnation:
         cache: PlanCache,
         worker: Worker,
         request_id: str,
+        remaining: float,
+        invoke: Callable[[Sequence[Invocation]], Awaitable[None]],
     ) -> None:
         self._invocation = invocation
         self._executor = invocation.executor
@@ -93,24 +127,24 @@ class Incarnation:
         self._cache = cache
         self._worker = worker
         self._request_id = request_id
+        self._remaining = remaining
+        self._invoke = invoke
         self._engine = Engine()
         self._nonce = secrets.token_hex(8)
         self._values: dict[int, Any] = {}
         self._payloads: dict[int, Payload] = {}
         self._error = b""
         self._stop = threading.Event()
+        self._pause = threading.Event()
+        self._progress = Progress(())
+        self._ran_any = False
+        self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
-        self._work: Future[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = PlanFacts((), (), 0, 0, 0.0)
 
     def __repr__(self) -> str:
         return f"<Incarnation {self._executor} of {self._store.job_id}: {self._engine!r}>"
-
-    @property
-    def busy(self) -> bool:
-        """Whether the worker thread still computes."""
-        return self._work is not None and not self._work.done()
 
     async def run(self) -> Status:
         """Live. Returns why it ended.
@@ -134,8 +168,6 @@ class Incarnation:
             self._tasks.clear()
             self._values = {}
             self._payloads.clear()
-            if not self.busy:
-                self._work = None
         return reason
 
     async def _obey(self, group: asyncio.TaskGroup) -> Status:
@@ -153,6 +185,12 @@ class Incarnation:
                     case Drop(objects):
                         for number in objects:
                             self._values.pop(number, None)
+                    case Invoke(sequence, offers):
+                        await self._invoke_all(
+                            [child_name(self._executor, sequence, index) for index in offers]
+                        )
+                    case InvokeAgain():
+                        await self._invoke_all([self._executor])
                     case _:
                         self._start(group, action)
             await self._wake.wait()
@@ -173,13 +211,21 @@ class Incarnation:
             case Publish(tasks):
                 await self._publish(tasks)
             case Send(sequence, commit):
-                body = commit_body(commit, self._payloads, self._error)
-                self._payloads.clear()
-                reply = await self._store.commit(
-                    self._executor, self._engine.generation, sequence, body
-                )
-                self._engine.replied(reply)
+                await self._send(sequence, commit)
         self._wake.set()
+
+    async def _send(self, sequence: int, commit: Commit) -> None:
+        body = commit_body(commit, self._payloads, self._error)
+        # A result that was published in a commit that passed nothing is announced in a later one.
+        kept = self._payloads if commit.stay is None else {}
+        self._payloads = {t: kept[t] for t in kept if t in commit.held}
+        generation = self._engine.generation
+        reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
+        self._engine.replied(reply)
+
+    async def _invoke_all(self, executors: Sequence[str]) -> None:
+        job, client = self._store.job_id, self._invocation.versions
+        await self._invoke([Invocation(job, executor, client) for executor in executors])
 
     # Life -------------------------------------------------------------------------------------
 
@@ -193,16 +239,27 @@ class Incarnation:
             self._fail(failure.versions_differ(difference))
             return
         self._facts = PlanFacts.unpack(begun.facts)
-        renewal = group.create_task(self._renew(begun.lease / 3))
-        self._tasks.add(renewal)
+        for duty in (self._renew(min(begun.lease / 3, TICK)), self._hand_over()):
+            self._tasks.add(group.create_task(duty))
 
     async def _renew(self, pause: float) -> None:
         while True:
             await asyncio.sleep(pause)
-            status = await self._store.renew(self._executor, self._engine.generation)
+            status = await self._store.renew(self._executor, self._engine.generation, self._nonce)
             if status is not Status.OK:
                 self._stopped(status)
                 return
+
+    async def _hand_over(self) -> None:
+        """Before the function's time is over: leave the rest to another incarnation."""
+        margin = min(HAND_OVER_MOST, HAND_OVER_SHARE * self._remaining)
+        await asyncio.sleep(self._remaining - margin)
+        self._pause.set()
+        self._engine.hand_over()
+        self._wake.set()
+        await asyncio.sleep(margin / 2)
+        if self._running is not None:
+            self._running.cancel()
 
     def _stopped(self, status: Status) -> None:
         self._stop.set()
@@ -218,6 +275,11 @@ class Incarnation:
     # Reading ----------------------------------------------------------------------------------
 
     async def _load(self, tasks: Sequence[int]) -> None:
+        for block in await self._blocks(tasks):
+            self._engine.loaded(block.specs)
+
+    async def _blocks(self, tasks: Iterable[int]) -> list[Block]:
+        """The blocks of these tasks; none if one of them cannot be had, which fails the job."""
         starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if self._cache.block(index) is None]
@@ -227,17 +289,15 @@ class Incarnation:
         for index, frame in zip(missing, frames, strict=True):
             if frame is None:
                 self._fail(failure.input_lost([]))
-                return
+                return []
             try:
                 block = await asyncio.to_thread(blocks.decode, frame, starts[index], edges[index])
             except blocks.Unreadable as error:
                 self._fail(self._unreadable("plan", error))
-                return
+                return []
             self._cache.add_block(index, block)
-        for index in wanted:
-            found = self._cache.block(index)
-            assert found is not None
-            self._engine.loaded(found.specs)
+        found = map(self._cache.block, wanted)
+        return [block for block in found if block is not None]
 
     async def _fetch(self, objects: Sequence[int]) -> None:
         sizes: dict[int, int] = {}
@@ -246,21 +306,58 @@ class Incarnation:
             if cached is not None:
                 sizes[number], self._values[number] = cached
         missing = [number for number in objects if number not in sizes]
-        frames = await self._store.read(missing) if missing else {}
-        lost = [number for number, frame in frames.items() if frame is None]
+        found, lost = await self._read(missing)
         if lost:
-            self._fail(failure.input_lost(lost))
-            return
-        try:
-            decoded = await asyncio.to_thread(_decode, frames)
-        except blocks.Unreadable as error:
-            self._fail(self._unreadable("value", error))
-            return
-        for number, (size, value) in decoded.items():
+            found.update(await self._remake(lost))
+        for number, (size, value) in found.items():
             sizes[number], self._values[number] = size, value
             if number < 0:
                 self._cache.add_literal(number, size, value)
-        self._engine.fetched(sizes)
+        if sizes.keys() >= set(objects):
+            self._engine.fetched(sizes)
+
+    async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
+        """Objects of the store, as (size, value), and those that it has lost."""
+        frames = await self._store.read(objects) if objects else {}
+        lost = [number for number, frame in frames.items() if frame is None]
+        there = {number: frame for number, frame in frames.items() if frame is not None}
+        frames.clear()
+        try:
+            return await asyncio.to_thread(_decode, there), lost
+        except blocks.Unreadable as error:
+            self._fail(self._unreadable("value", error))
+            return {}, []
+
+    async def _remake(self, lost: Sequence[int]) -> dict[int, tuple[int, Any]]:
+        """Outputs that the store has lost, made again from the plan and what is left of it.
+
+        Nothing of it is told to anybody: for all others the tasks have passed. What cannot be made
+        again (a literal, a block of the plan) fails the job.
+        """
+        log.warning("the store has lost %d objects; they are computed again", len(lost))
+        values: dict[int, Any] = {}
+        recipes: dict[int, Program] = {}
+        missing = list(lost)
+        while missing:
+            if min(missing) < 0:
+                self._fail(failure.input_lost(missing))
+                return {}
+            if not await self._blocks(missing):
+                return {}
+            recipes.update((task, self._cache.programs[task]) for task in missing)
+            sources = {source for task in missing for source in recipes[task].sources}
+            found, missing = await self._read(sorted(sources - recipes.keys() - values.keys()))
+            values.update((number, value) for number, (_, value) in found.items())
+            if self._stop.is_set():
+                return {}
+        # In the order of their numbers, inputs come first.
+        steps = [Step(task, ()) for task in sorted(recipes)]
+        progress = Progress(steps)
+        run = partial(_run_steps, progress, self._cache, values, self._stop, self._pause)
+        failed = await self._in_worker(run)
+        if failed is not None:
+            self._fail(self._task_failed(failed))
+        return {task: (0, values[task]) for task in lost if task in values}
 
     def _unreadable(self, what: Literal["plan", "value"], error: blocks.Unreadable) -> bytes:
         cause = error.__cause__ or error
@@ -282,65 +379,75 @@ class Incarnation:
     # Running ----------------------------------------------------------------------------------
 
     async def _run(self, steps: Sequence[Step]) -> None:
-        if self._cache.programs[steps[0].task].limits.timeout is None:
-            failed = await self._in_worker(
-                partial(_run_steps, steps, self._cache, self._values, self._stop)
-            )
+        progress = self._progress = Progress(steps)
+        limits = self._cache.programs[steps[0].task].limits
+        if limits.timeout is None:
+            run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
+            failed = await self._await_worker(run)
         else:
-            (step,) = steps
-            failed = await self._run_limited(step)
-        if failed is None:
-            self._engine.ran()
-        else:
+            failed = await self._run_limited(steps[0], limits)
+        if isinstance(failed, TookTooLong):
+            # The thread that was given up goes on with the values as they were.
+            with progress.lock:
+                progress.closed = True
+                self._values = dict(self._values)
+        self._ran_any = self._ran_any or progress.ran > 0
+        if isinstance(failed, Failed):
             self._fail(self._task_failed(failed))
+        elif failed is None or self._ran_any:
+            self._engine.ran(progress.ran)
+        else:
+            # It had all of the function's time.
+            task = steps[0].task
+            self._fail(failure.task_outlasts(task, self._remaining, **self._told_by()))
 
-    async def _run_limited(self, step: Step) -> Failed | None:
-        """Run a task whose time is limited, each try in a thread that can be abandoned."""
+    async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
+        """Run a task whose time is limited, each try in a thread that can be given up."""
         task, drops = step
         program = self._cache.programs[task]
         for tries in count(1):
-            if self._stop.is_set():
+            if self._stop.is_set() or self._pause.is_set():
                 return None
-            # Of its own, since a thread that is abandoned may go on for a while.
+            # Of its own, since a thread that is given up may go on for a while.
             values = {number: self._values[number] for number in program.sources}
-            error = await self._try_limited(task, program, values)
+            error = await self._await_worker(partial(_try, task, program, values), limits.timeout)
             if error is None:
                 self._values[task] = values[task]
                 for number in drops:
                     del self._values[number]
+                self._progress.ran = 1
                 return None
+            if isinstance(error, TookTooLong) and self._pause.is_set():
+                return error
             if not _again(program, tries, error):
                 return Failed(task, error, tries)
         raise AssertionError
 
-    async def _try_limited(
-        self, task: int, program: Program, values: dict[int, Any]
-    ) -> BaseException | None:
-        seconds = program.limits.timeout
-        assert seconds is not None
-        self._work = work = self._worker.submit(partial(_try, task, program, values))
-        await asyncio.wait([asyncio.wrap_future(work)], timeout=seconds)
-        self._work = None
-        if work.done():
-            return work.result()
+    async def _await_worker(
+        self, work: Callable[[], T], seconds: float | None = None
+    ) -> T | TookTooLong:
+        """What `work` makes of it in the worker thread, if there is time for it."""
+        future = self._worker.submit(work)
+        self._running = asyncio.wrap_future(future)
+        await asyncio.wait([self._running], timeout=seconds)
+        given_up, self._running = not self._running.done() or self._running.cancelled(), None
+        if not given_up:
+            return future.result()
         self._worker.abandon()
-        return TookTooLong(seconds)
+        return TookTooLong(seconds or self._remaining)
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
-        """Run `work` in the worker thread, and remember whether the thread is still at it."""
-        future = self._work = self._worker.submit(work)
-        done: T = await asyncio.wrap_future(future)
-        self._work = None  # What it made must not be held by its future as well.
+        """What `work` makes of it in the worker thread."""
+        done: T = await asyncio.wrap_future(self._worker.submit(work))
         return done
 
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
         room = COMMIT_BYTES
-        writer = f"{self._executor}-{self._engine.generation}"
         while rest and not self._stop.is_set():
             made = await self._in_worker(
-                partial(_encode, rest, self._values, self._facts, writer, room, self._stop)
+                partial(_encode, rest, self._values, self._facts, self._nonce, room, self._stop)
             )
             if isinstance(made, Failed):
                 self._fail(self._task_failed(made))
@@ -359,12 +466,11 @@ class Incarnation:
         self._engine.published()
 
 
-def _decode(frames: dict[int, bytes | None]) -> dict[int, tuple[int, Any]]:
+def _decode(frames: dict[int, bytes]) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
     for number in list(frames):
         frame = frames.pop(number)
-        assert frame is not None
         try:
             values[number] = len(frame), wire.loads(frame)
         except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
@@ -373,22 +479,30 @@ def _decode(frames: dict[int, bytes | None]) -> dict[int, tuple[int, Any]]:
 
 
 def _run_steps(
-    steps: Sequence[Step], cache: PlanCache, values: dict[int, Any], stop: threading.Event
+    progress: Progress,
+    cache: PlanCache,
+    values: dict[int, Any],
+    stop: threading.Event,
+    pause: threading.Event,
 ) -> Failed | None:
-    """Run tasks one after the other, until one fails or nobody wants them any more."""
+    """Run tasks one after the other, until one fails or there is no more time for them."""
     programs = cache.programs
-    for task, drops in steps:
+    for task, drops in progress.steps:
         program = programs[task]
         for tries in count(1):
-            if stop.is_set():
+            if stop.is_set() or pause.is_set():
                 return None
             error = _try(task, program, values)
             if error is None:
                 break
             if not _again(program, tries, error):
                 return Failed(task, error, tries)
-        for number in drops:
-            del values[number]
+        with progress.lock:
+            if progress.closed:
+                return None
+            for number in drops:
+                del values[number]
+            progress.ran += 1
     return None
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from wukong_async.config import Settings
@@ -17,11 +19,14 @@ from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import PING, Invocation, versions
+from wukong_async.invoker import Invoker
 from wukong_async.loops import new_event_loop
 from wukong_async.store import Connections, JobStore
 
 log = logging.getLogger("wukong.executor")
 
+ENDPOINT = "AWS_ENDPOINT_URL_LAMBDA"
+"""Set where the function does not run on AWS."""
 NOT_OURS = ("_X_AMZN_", "AWS_LAMBDA_", "_LAMBDA_")
 """Prefixes of the variables that AWS's runtime client sets and deletes for each request."""
 
@@ -30,6 +35,11 @@ class Context(Protocol):
     """The part of Lambda's context object that is used here."""
 
     aws_request_id: str
+    invoked_function_arn: str
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Until the invocation is ended."""
+        ...
 
 
 class Service:
@@ -39,6 +49,7 @@ class Service:
         self._settings = settings
         self._loop = new_event_loop()
         self._connections: Connections | None = None
+        self._invoker: Invoker | None = None
         self._worker = Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
@@ -53,12 +64,13 @@ class Service:
             return self._loop.run_until_complete(self._answer_ping())
         self._restore()
         invocation = Invocation.from_event(event)
-        return self._loop.run_until_complete(self._handle(invocation, context.aws_request_id))
+        return self._loop.run_until_complete(self._handle(invocation, context))
 
     def close(self) -> None:
         """Let go of everything; for tests, since a sandbox is simply killed."""
-        if self._connections is not None:
-            self._loop.run_until_complete(self._connections.__aexit__(None, None, None))
+        for held in (self._connections, self._invoker):
+            if held is not None:
+                self._loop.run_until_complete(held.__aexit__(None, None, None))
         self._worker.close()
         self._loop.close()
 
@@ -79,6 +91,19 @@ class Service:
             self._connections = await connections.__aenter__()
         return self._connections
 
+    async def _invoke(self, arn: str, invocations: Sequence[Invocation]) -> None:
+        """Invoke this function. Events that cannot be sent are left to the watcher."""
+        try:
+            if self._invoker is None:
+                settings = self._settings.replace(
+                    function_name=arn,
+                    endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
+                )
+                self._invoker = await Invoker(settings).__aenter__()
+            await self._invoker.invoke_all([i.to_json() for i in invocations])
+        except WukongError as error:
+            log.warning("%d events were not sent: %s", len(invocations), error)
+
     async def _answer_ping(self) -> dict[str, str]:
         """What is wrong here, if anything."""
         try:
@@ -87,7 +112,7 @@ class Service:
             return {"error": str(error)}
         return {}
 
-    async def _handle(self, invocation: Invocation, request_id: str) -> dict[str, str]:
+    async def _handle(self, invocation: Invocation, context: Context) -> dict[str, str]:
         connections = await self._connected()
         if self._cache.job_id != invocation.job_id:
             self._cache = PlanCache(invocation.job_id)
@@ -96,7 +121,9 @@ class Service:
             JobStore(connections, invocation.job_id),
             self._cache,
             self._worker,
-            request_id,
+            context.aws_request_id,
+            context.get_remaining_time_in_millis() / 1000,
+            partial(self._invoke, context.invoked_function_arn),
         )
         try:
             reason = await incarnation.run()
@@ -104,7 +131,7 @@ class Service:
             log.warning("executor %s gives up: %s", invocation.executor, error)
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:
-            if incarnation.busy:
+            if self._worker.busy:
                 self._worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -15,10 +15,19 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool = _new_pool()
+        self._unfinished: set[Future[Any]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the thread still has something to do."""
+        return bool(self._unfinished)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Do `work` when what was submitted before is done."""
-        return self._pool.submit(work)
+        future = self._pool.submit(work)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return future
 
     def abandon(self) -> None:
         """Interrupt the thread and go on with another one.
@@ -27,6 +36,7 @@ class Worker:
         it does not reach one.
         """
         pool, self._pool = self._pool, _new_pool()
+        self._unfinished = set()
         for thread in pool._threads:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)

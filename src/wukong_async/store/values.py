@@ -91,11 +91,13 @@ def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = 
     error
         What went wrong, for a failed one.
     """
+    requested = commit.held.union(commit.results)
 
     def published(task: int, reads: int) -> list[object]:
-        payload, requested = payloads[task], task in commit.requested
+        payload = payloads[task]
         # A result that is only pointed to must outlive its readers: it is held, by one more.
-        return [task, reads + (requested and bool(payload.place)), payload.place, payload.inline]
+        reads += task in requested and payload.place != ""
+        return [task, reads, payload.place, payload.inline]
 
     return wire.pack(
         [
