@@ -93,7 +93,7 @@ async def chaos(seconds: float, seed: int) -> Report:
             await _quiet(cluster, report)
             # Only now: whoever ran on, or was delivered late, may have written.
             keys = await store.keys()
-            report.problems += [f"leaked key: {key.decode()}" for key in keys]
+            report.problems += [f"leaked key: {key!r}" for key in keys]
         report.faults.update(cluster.stats().faults)
     report.problems += [f"leaked process: {left}" for left in _processes() - processes]
     return report
