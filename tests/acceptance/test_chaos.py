@@ -11,7 +11,7 @@ from tests.paths import ROOT
 
 def test_a_few_seconds_of_chaos() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos", "--seconds", "3", "--seed", "1"],
+        [sys.executable, "-m", "tests.chaos", "--seconds", "2", "--seed", "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
