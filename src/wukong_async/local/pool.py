@@ -36,7 +36,7 @@ MEMORY_PAUSE = 0.1
 INIT_TIMEOUT = 30.0
 """Seconds that an initialisation may take: Lambda's 10, and some more on a busy machine."""
 RESPAWN_PAUSE = 1.0
-"""Seconds before a sandbox that failed to initialise is tried again."""
+"""Seconds before a sandbox that failed to initialise twice is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +146,7 @@ class Pool:
     async def keep(self, number: int, runtime_api: str, invoke_url: str) -> None:
         """Have a sandbox in this place until `stop`."""
         environment = self._environment(number, runtime_api, invoke_url)
+        failures = 0
         while not self._stopping:
             sandbox = Sandbox(number, environment, self.configuration.handler)
             self.sandboxes[number] = sandbox
@@ -166,8 +167,9 @@ class Pool:
             code = await sandbox.ended()
             timer.cancel()
             self.valkey.forget(sandbox.pid)
-            self._on_death(sandbox, code)
-            if not sandbox.invoked and not self._stopping:
+            failures = 0 if sandbox.invoked else failures + 1
+            self._on_death(sandbox, code, failures)
+            if failures > 1 and not self._stopping:
                 await asyncio.sleep(RESPAWN_PAUSE)
 
     async def watch_memory(self) -> None:
@@ -211,7 +213,7 @@ class Pool:
             "_HANDLER": configuration.handler,
         }
 
-    def _on_death(self, sandbox: Sandbox, code: int) -> None:
+    def _on_death(self, sandbox: Sandbox, code: int, init_failures: int) -> None:
         poll = self._polls.pop(sandbox.number, None)
         if poll is not None:
             poll.cancel()
@@ -221,8 +223,8 @@ class Pool:
             kind, text = _death(sandbox, code, delivery)
             self._end(sandbox, error_body(kind, text), error=True, log=said + text + "\n")
         self.function.lost(sandbox.number)
-        if not sandbox.invoked and not self._stopping:
-            self._on_init_failure(sandbox, code, said)
+        if init_failures and not self._stopping:
+            self._on_init_failure(sandbox, code, said, init_failures)
         self._pump()
 
     def _on_init_timeout(self, sandbox: Sandbox) -> None:
@@ -230,7 +232,7 @@ class Pool:
             limit = self.configuration.init_timeout
             sandbox.kill(f"Initialization timed out after {limit:.2f} seconds")
 
-    def _on_init_failure(self, sandbox: Sandbox, code: int, said: str) -> None:
+    def _on_init_failure(self, sandbox: Sandbox, code: int, said: str, failures: int) -> None:
         kind, text = "Runtime.ExitError", f"Runtime exited with error: {_status(code)}"
         if sandbox.killed_for:
             kind, text = "Sandbox.InitTimeout", sandbox.killed_for
@@ -243,7 +245,8 @@ class Pool:
                     f" {reported.get('errorMessage')}\n{said}"
                 )
             )
-        request = self.function.refuse()
+        # Lambda, too, initialises once more before a request hears of it.
+        request = self.function.refuse() if failures > 1 else None
         if request is not None:
             self.counters.errors += 1
             self._remember(request.request_id, said)
