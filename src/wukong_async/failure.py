@@ -5,7 +5,7 @@ this page and store/lua must agree:
 
     task       number, tries, pickled exception or empty,
                type, text, traceback, request id, executor
-    timeout    number, tries, seconds, request id, executor
+    timeout    number, tries, seconds, traceback, request id, executor
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     full       what the store said
@@ -21,6 +21,7 @@ from __future__ import annotations
 import concurrent.futures
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -74,10 +75,26 @@ def task_failed(
 
 
 def task_timed_out(
-    task: int, seconds: float, *, tries: int = 1, request_id: str, executor: str, **_: object
+    task: int,
+    seconds: float,
+    stack: Sequence[traceback.FrameSummary],
+    *,
+    tries: int = 1,
+    hidden: Callable[[str], bool],
+    request_id: str,
+    executor: str,
 ) -> bytes:
-    """A task has taken longer than the `seconds` of its `timeout`, in the last of its tries."""
-    return wire.pack(["timeout", task, tries, seconds, request_id, executor])
+    """A task has taken longer than the `seconds` of its `timeout`, in the last of its tries.
+
+    Parameters
+    ----------
+    stack
+        The calls that it was in, the innermost last, below those of its thread and ours.
+    """
+    ours = dropwhile(lambda call: not hidden(call.filename), stack)
+    calls = dropwhile(lambda call: hidden(call.filename), ours)
+    story = "".join(["Interrupted here (most recent call last):\n", *traceback.format_list(calls)])
+    return wire.pack(["timeout", task, tries, seconds, _text(story), request_id, executor])
 
 
 def unreadable(
@@ -125,13 +142,9 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
     match wire.unpack(blob):
         case [b"task", int(task), int(tries), pickled, *told]:
             return _task_error(name_of(task), tries, pickled, _Told(*map(_decoded, told)))
-        case [b"timeout", int(task), int(tries), float(seconds), request_id, executor]:
-            return TaskTimeout(
-                f"Task {name_of(task)} took longer than its timeout of {seconds:g} s{_after(tries)}"
-                f" (in executor {_decoded(executor)}, request {_decoded(request_id)}). Give it"
-                " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the"
-                " call that computes it."
-            )
+        case [b"timeout", int(task), int(tries), float(seconds), *told]:
+            where = _Told("", "", *map(_decoded, told))
+            return _timeout_error(name_of(task), tries, seconds, where)
         case [b"unreadable", what, int(number), *told]:
             return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))
         case [b"input", []]:
@@ -197,6 +210,15 @@ def _task_error(key: str, tries: int, pickled: bytes, told: _Told) -> Exception:
         # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
         return TaskError(f"{told.name}: {told.text}\n{where}\n\n{told.trace}")
     return _noted(error, told.trace, where)
+
+
+def _timeout_error(key: str, tries: int, seconds: float, told: _Told) -> Exception:
+    error = TaskTimeout(
+        f"Task {key} took longer than its timeout of {seconds:g} s{_after(tries)}. Give it"
+        " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the call that"
+        " computes it."
+    )
+    return _noted(error, told.trace, f"wukong: {told.where}")
 
 
 def _unreadable_error(what: bytes, number: int, key: str, told: _Told) -> Exception:

@@ -220,6 +220,10 @@ async def test_a_task_that_takes_too_long_is_interrupted(
     assert "dask.annotate(timeout=…)" in str(e.value)
     assert isinstance(e.value, TimeoutError)
     assert isinstance(e.value, JobError)
+    story = str(e.value.__cause__)
+    assert "while not Path(path).exists()" in story, "where it was"
+    assert "incarnation.py" not in story
+    assert "threading.py" not in story
     assert time.monotonic() - began < LONG
     eventually(end.exists)  # It got an exception.
 

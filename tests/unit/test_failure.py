@@ -193,11 +193,31 @@ def test_how_often_a_task_was_tried_is_said() -> None:
 
 @pytest.mark.parametrize(("tries", "said"), [(1, ""), (2, ", in the last of 2 tries")])
 def test_a_timeout_names_the_task_its_limit_and_what_to_change(tries: int, said: str) -> None:
-    blob = failure.task_timed_out(1, 0.5, tries=tries, request_id="r", executor="0")
+    stack = [
+        traceback.FrameSummary(name, 7, "call", lookup_line=False, line=f"in {name}")
+        for name in ("thread", "ours", "ours", "theirs", "ours", "inner")
+    ]
+    blob = failure.task_timed_out(
+        *(1, 0.5, stack),
+        tries=tries,
+        hidden=lambda name: name == "ours",
+        request_id="r",
+        executor="0",
+    )
     error = failure.rebuild(blob, name_of)
     assert type(error) is TaskTimeout
     assert str(error) == (
-        f"Task ('x', 1) took longer than its timeout of 0.5 s{said} (in executor 0, request r)."
-        " Give it more with dask.annotate(timeout=…) where it is made, or with timeout=… in the"
-        " call that computes it."
+        f"Task ('x', 1) took longer than its timeout of 0.5 s{said}. Give it"
+        " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the call that"
+        " computes it."
     )
+    assert error.__notes__ == ["wukong: in executor 0, request r"]
+    story = str(error.__cause__)
+    assert [line.strip() for line in story.splitlines() if " in " in line] == [
+        'File "theirs", line 7, in call',
+        "in theirs",
+        'File "ours", line 7, in call',
+        "in ours",
+        'File "inner", line 7, in call',
+        "in inner",
+    ]

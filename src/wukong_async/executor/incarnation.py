@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from traceback import FrameSummary
 from typing import Any, Literal, TypeVar
 
 import dask._task_spec
@@ -71,9 +72,10 @@ class Failed:
 class TookTooLong(Exception):
     """What a try of a task ends with when its time is over."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
+    def __init__(self, seconds: float, stack: Sequence[FrameSummary]) -> None:
+        super().__init__(seconds, stack)
         self.seconds = seconds
+        self.stack = stack
 
 
 class Incarnation:
@@ -267,10 +269,11 @@ class Incarnation:
         return failure.unreadable(what, error.number, cause, **self._told_by())
 
     def _task_failed(self, failed: Failed) -> bytes:
+        task, error = failed.task, failed.error
         told_by = {"tries": failed.tries, **self._told_by()}
-        if isinstance(failed.error, TookTooLong):
-            return failure.task_timed_out(failed.task, failed.error.seconds, **told_by)
-        return failure.task_failed(failed.task, failed.error, **told_by)
+        if isinstance(error, TookTooLong):
+            return failure.task_timed_out(task, error.seconds, error.stack, **told_by)
+        return failure.task_failed(task, error, **told_by)
 
     def _told_by(self) -> dict[str, Any]:
         return {
@@ -323,8 +326,9 @@ class Incarnation:
         self._work = None
         if work.done():
             return work.result()
+        error = TookTooLong(seconds, self._worker.stack())
         self._worker.abandon()
-        return TookTooLong(seconds)
+        return error
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         """Run `work` in the worker thread, and remember whether the thread is still at it."""

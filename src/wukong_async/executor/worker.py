@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -19,6 +21,13 @@ class Worker:
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Do `work` when what was submitted before is done."""
         return self._pool.submit(work)
+
+    def stack(self) -> list[traceback.FrameSummary]:
+        """The calls that the thread is in, the innermost last."""
+        frames = sys._current_frames()
+        inside = [frames[thread.ident] for thread in self._pool._threads if thread.ident in frames]
+        calls = (call for frame in inside for call in traceback.walk_stack(frame))
+        return list(reversed(traceback.StackSummary.extract(calls)))
 
     def abandon(self) -> None:
         """Interrupt the thread and go on with another one.
