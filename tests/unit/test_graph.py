@@ -254,9 +254,9 @@ def test_a_fused_task_has_the_most_retries_and_the_time_of_all() -> None:
         y = x + 1
     with dask.annotate(retries=1, timeout=4):
         z = y * 2
-    assert limits_of(z) == {"add-ones_like-mul": (2, None)}, "one has no limit"
+    assert limits_of(z) == {"add-ones_like-mul": (2, None)}, "one has no timeout"
     found = limits_of(z, timeout=5)
-    assert found == {"add-ones_like-mul": (2, 12), "finalize-hlgfinalizecompute": (0, 5)}
+    assert found == {"add-ones_like-mul": (2, 5), "finalize-hlgfinalizecompute": (0, 5)}
     with dask.config.set({"optimization.fuse.active": False}):
         assert limits_of(z) == {"add": (2, 3), "mul": (1, 4)}
 
@@ -275,6 +275,18 @@ def test_functions_of_the_key_see_that_of_the_fused_task(first: bool) -> None:
     assert asked is not None
     found: dict[Any, Limits] = graph.ingest(asked.graph, asked.keys).limits
     assert {key[1]: limits.retries for key, limits in found.items()} == {0: 3, 1: 4}
+
+
+def test_a_fused_task_has_the_sum_of_the_timeouts_if_all_have_one() -> None:
+    with dask.annotate(timeout=3):
+        y = da.ones(4, chunks=2) + 1
+    with dask.annotate(timeout=4):
+        z = y * 2
+    # Of which Dask has fused the first two with rules of its own.
+    assert limits_of(z, timeout=100) == {
+        "add-mul": (0, 10),
+        "finalize-hlgfinalizecompute": (0, 100),
+    }
 
 
 def test_bags_are_fused_as_well() -> None:
