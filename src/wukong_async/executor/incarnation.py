@@ -94,6 +94,8 @@ class Incarnation:
         self._store = store
         self._cache = cache
         self._worker = worker
+        # Apart, so that a limited task begins when it is submitted, and holds nothing else up.
+        self._limited = Worker()
         self._request_id = request_id
         self._engine = Engine()
         self._nonce = secrets.token_hex(8)
@@ -131,6 +133,7 @@ class Incarnation:
             raise plain(many) from None
         finally:
             self._stop.set()
+            self._limited.close()
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
             self._tasks.clear()
@@ -321,14 +324,13 @@ class Incarnation:
     ) -> BaseException | None:
         seconds = program.limits.timeout
         assert seconds is not None
-        self._work = work = self._worker.submit(partial(_try, task, program, values))
-        await asyncio.wait([asyncio.wrap_future(work)], timeout=seconds)
-        self._work = None
-        if work.done():
-            return work.result()
-        error = TookTooLong(seconds, self._worker.stack())
-        self._worker.abandon()
-        return error
+        work = self._limited.submit(partial(_try, task, program, values))
+        try:
+            await asyncio.wait([asyncio.wrap_future(work)], timeout=seconds)
+            return work.result() if work.done() else TookTooLong(seconds, self._limited.stack())
+        finally:
+            if not work.done():
+                self._limited.abandon()
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         """Run `work` in the worker thread, and remember whether the thread is still at it."""
