@@ -5,8 +5,8 @@ this page and store/lua must agree:
 
     task       number, tries, pickled exception or empty,
                type, text, traceback, request id, executor
-    timeout    number, tries, seconds, request id, executor
-    outlasts   number, seconds, request id, executor
+    timeout    number, tries or 0 (all of the function's time), seconds,
+               traceback, request id, executor
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     full       what the store said
@@ -22,6 +22,7 @@ from __future__ import annotations
 import concurrent.futures
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -75,17 +76,28 @@ def task_failed(
 
 
 def task_timed_out(
-    task: int, seconds: float, *, tries: int = 1, request_id: str, executor: str, **_: object
+    task: int,
+    seconds: float,
+    stack: Sequence[traceback.FrameSummary],
+    *,
+    tries: int = 1,
+    hidden: Callable[[str], bool],
+    request_id: str,
+    executor: str,
 ) -> bytes:
-    """A task has taken longer than the `seconds` of its `timeout`, in the last of its tries."""
-    return wire.pack(["timeout", task, tries, seconds, request_id, executor])
+    """A task has taken longer than the `seconds` of its `timeout`, in the last of its tries.
 
-
-def task_outlasts(
-    task: int, seconds: float, *, request_id: str, executor: str, **_: object
-) -> bytes:
-    """A task has not ended within all of the `seconds` that the function may take."""
-    return wire.pack(["outlasts", task, seconds, request_id, executor])
+    Parameters
+    ----------
+    tries
+        0 if `seconds` are all that the function may take.
+    stack
+        The calls that it was in, the innermost last, below those of its thread and ours.
+    """
+    ours = dropwhile(lambda call: not hidden(call.filename), stack)
+    calls = dropwhile(lambda call: hidden(call.filename), ours)
+    story = "".join(["Interrupted here (most recent call last):\n", *traceback.format_list(calls)])
+    return wire.pack(["timeout", task, tries, seconds, _text(story), request_id, executor])
 
 
 def unreadable(
@@ -133,19 +145,9 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
     match wire.unpack(blob):
         case [b"task", int(task), int(tries), pickled, *told]:
             return _task_error(name_of(task), tries, pickled, _Told(*map(_decoded, told)))
-        case [b"timeout", int(task), int(tries), float(seconds), request_id, executor]:
-            return TaskTimeout(
-                f"Task {name_of(task)} took longer than its timeout of {seconds:g} s{_after(tries)}"
-                f" (in executor {_decoded(executor)}, request {_decoded(request_id)}). Give it"
-                " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the"
-                " call that computes it."
-            )
-        case [b"outlasts", int(task), float(seconds), request_id, executor]:
-            return TaskTimeout(
-                f"Task {name_of(task)} has not ended within the {seconds:g} s that the function may"
-                f" take (in executor {_decoded(executor)}, request {_decoded(request_id)}). Cut it"
-                " into smaller tasks, or give the function a longer timeout."
-            )
+        case [b"timeout", int(task), int(tries), float(seconds), *told]:
+            where = _Told("", "", *map(_decoded, told))
+            return _timeout_error(name_of(task), tries, seconds, where)
         case [b"unreadable", what, int(number), *told]:
             return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))
         case [b"input", []]:
@@ -211,6 +213,22 @@ def _task_error(key: str, tries: int, pickled: bytes, told: _Told) -> Exception:
         # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
         return TaskError(f"{told.name}: {told.text}\n{where}\n\n{told.trace}")
     return _noted(error, told.trace, where)
+
+
+def _timeout_error(key: str, tries: int, seconds: float, told: _Told) -> Exception:
+    if tries:
+        text = (
+            f"took longer than its timeout of {seconds:g} s{_after(tries)}. Give it more with"
+            " dask.annotate(timeout=…) where it is made, or with timeout=… in the call that"
+            " computes it."
+        )
+    else:
+        text = (
+            f"did not end within the {seconds:.0f} s that the function may take. Cut it into"
+            " smaller tasks, or give the function a longer timeout."
+        )
+    error = TaskTimeout(f"Task {key} {text}")
+    return _noted(error, told.trace, f"wukong: {told.where}")
 
 
 def _unreadable_error(what: bytes, number: int, key: str, told: _Told) -> Exception:

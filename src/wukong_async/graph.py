@@ -268,8 +268,9 @@ def request(collections: Sequence[object], optimize_graph: bool) -> Request | No
     if not found:
         return None
     if all(isinstance(c, Delayed) for c in found):
-        # Merged as they are, since layers have annotations.
-        merged = HighLevelGraph.merge(*(c.__dask_graph__() for c in found))
+        graphs = [c.__dask_graph__() for c in found]
+        # Their layers have annotations.
+        merged = HighLevelGraph.merge(*graphs) if len(graphs) > 1 else graphs[0]
         return Request(merged, [c.key for c in found], repack)
     from dask._expr import FinalizeCompute
 
@@ -302,36 +303,48 @@ def _limits(
 ) -> dict[Key, Limits]:
     """The limits of the tasks that have any."""
     annotated = _Annotated()
-    for name, layer in _layers(graph):
-        if layer.annotations and not CHECKS.keys().isdisjoint(layer.annotations):
-            annotated.layers[name] = layer.annotations
-            annotated.tasks.update(dict.fromkeys(layer.get_output_keys(), layer.annotations))
-    if not defaults and not annotated.layers:
-        return {}
+    for name, layer in _annotated_layers(graph):
+        annotated.layers[name] = layer.annotations
+        annotated.tasks.update(dict.fromkeys(layer.get_output_keys(), layer.annotations))
+    if not annotated.layers:
+        if not defaults or not nodes:
+            return {}
+        if not any(map(callable, defaults.values())):
+            return dict.fromkeys(nodes, _combined((), next(iter(nodes)), defaults))
     found = {}
     for key, node in nodes.items():
-        limits = [
-            Limits(*(_annotation(name, asked, annotations, defaults) for name in CHECKS))
-            for asked, annotations in annotated.origins(key, node, key)
-        ]
-        timeouts = [part.timeout for part in limits if part.timeout is not None]
-        found[key] = Limits(
-            max(part.retries for part in limits),
-            sum(timeouts) if len(timeouts) == len(limits) else None,
-        )
-    return {key: limits for key, limits in found.items() if limits != NO_LIMITS}
+        limits = _combined(list(annotated.origins(key, node, key)), key, defaults)
+        if limits != NO_LIMITS:
+            found[key] = limits
+    return found
 
 
-def _layers(graph: object) -> Iterator[tuple[str, Any]]:
-    """The layers of a graph as they were made: optimising drops most annotations."""
+def _combined(
+    origins: Sequence[tuple[Key, Mapping[str, object]]], key: Key, defaults: Mapping[str, object]
+) -> Limits:
+    """The most retries, and the sum of the timeouts if there is one of each."""
+    each = [_annotation("retries", name, annotations) for name, annotations in origins]
+    own = [retries for retries in each if retries is not None]
+    timeouts = [_annotation("timeout", name, annotations) for name, annotations in origins]
+    limited = timeouts and None not in timeouts
+    return Limits(
+        max(own) if own else _annotation("retries", key, defaults) or 0,
+        sum(timeouts) if limited else _annotation("timeout", key, defaults),
+    )
+
+
+def _annotated_layers(graph: object) -> Iterator[tuple[str, Any]]:
+    """Layers as they were made, not as they are optimised: that drops most annotations."""
     if isinstance(graph, HighLevelGraph):
-        yield from graph.layers.items()
+        for name, layer in graph.layers.items():
+            if layer.annotations and not CHECKS.keys().isdisjoint(layer.annotations):
+                yield name, layer
     elif not isinstance(graph, Mapping) and hasattr(graph, "walk"):
         for expression in graph.walk():
             if "dsk" in expression._parameters:
-                graph = expression.operand("dsk")
-                if isinstance(graph, HighLevelGraph):
-                    yield from graph.layers.items()
+                dsk = expression.operand("dsk")
+                if isinstance(dsk, HighLevelGraph):
+                    yield from _annotated_layers(dsk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,25 +377,22 @@ class _Annotated:
             yield holder, found
 
 
-def _annotation(
-    name: str, key: Key, annotations: Mapping[str, object], defaults: Mapping[str, object]
-) -> Any:
-    for given in (annotations.get(name), defaults.get(name)):
-        try:
-            value = given(key) if callable(given) else given
-        except Exception as error:
-            raise GraphError(
-                f"Task {key!r}: its annotation {name} is a callable, and raises"
-                f" {type(error).__name__}: {error}"
-            ) from error
-        # Where a delayed object was made of other collections, Dask marks the tasks without.
-        if value is None or type(value).__name__ == "_AnnotationsTombstone":
-            continue
-        try:
-            return CHECKS[name](value)
-        except ValueError as error:
-            raise GraphError(f"Task {key!r}: {error}") from None
-    return NO_LIMITS._asdict()[name]
+def _annotation(name: str, key: Key, annotations: Mapping[str, object]) -> Any:
+    given = annotations.get(name)
+    try:
+        value = given(key) if callable(given) else given
+    except Exception as error:
+        raise GraphError(
+            f"Task {key!r}: its annotation {name} is a callable, and raises"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    # Where a delayed object was made of other collections, Dask marks the tasks without.
+    if value is None or type(value).__name__ == "_AnnotationsTombstone":
+        return None
+    try:
+        return CHECKS[name](value)
+    except ValueError as error:
+        raise GraphError(f"Task {key!r}: {error}") from None
 
 
 def _retries(value: Any) -> int:
@@ -407,7 +417,7 @@ def _timeout(value: Any) -> float:
 
 
 CHECKS: Mapping[str, Callable[[object], object]] = {"retries": _retries, "timeout": _timeout}
-"""The annotations that are understood, in the order of `Limits`: what makes a value of each."""
+"""The annotations that are understood, and what makes a value of each."""
 
 
 def _resolver(aliases: Mapping[Key, Key]) -> Callable[[Key], Key]:

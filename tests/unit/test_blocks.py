@@ -10,7 +10,7 @@ import pytest
 from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, wire
-from wukong_async.blocks import Entry, PlanFacts
+from wukong_async.blocks import Entry, Limits, PlanFacts
 
 
 def entries(count: int, size: int = 0) -> list[Entry]:
@@ -161,3 +161,16 @@ def test_arrays_of_many_tasks_are_rebuilt_where_they_lie() -> None:
         constants = programs[task].constants
         assert constants is not None
         np.testing.assert_array_equal(constants["x"], array)
+
+
+def test_limits_travel_with_their_task() -> None:
+    node = Task("k", add, 1, 2)
+    tasks: list[Entry] = [
+        (node, (), (), None, (), (), False, limits) for limits in (None, (2, None), (0, 1.5))
+    ]
+    _, frame = blocks.encode(tasks, 10**6)
+    block = blocks.decode(wire.join(frame), 0)
+    assert [program.limits for program in block.programs.values()] == [
+        *(Limits(), Limits(retries=2), Limits(timeout=1.5))
+    ]
+    assert [spec.limited for spec in block.specs] == [False, False, True]

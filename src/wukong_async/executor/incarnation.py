@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+from traceback import FrameSummary
 from typing import Any, Literal, TypeVar
 
 import dask._task_spec
@@ -79,9 +80,10 @@ class Failed:
 class TookTooLong(Exception):
     """What a try of a task ends with when its time is over."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
+    def __init__(self, seconds: float, stack: Sequence[FrameSummary]) -> None:
+        super().__init__(seconds, stack)
         self.seconds = seconds
+        self.stack = stack
 
 
 @dataclass(slots=True)
@@ -126,6 +128,8 @@ class Incarnation:
         self._store = store
         self._cache = cache
         self._worker = worker
+        # Apart, so that a limited task begins when it is submitted, and holds nothing else up.
+        self._limited = Worker()
         self._request_id = request_id
         self._remaining = remaining
         self._invoke = invoke
@@ -163,6 +167,7 @@ class Incarnation:
             raise plain(many) from None
         finally:
             self._stop.set()
+            self._limited.close()
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
             self._tasks.clear()
@@ -364,10 +369,11 @@ class Incarnation:
         return failure.unreadable(what, error.number, cause, **self._told_by())
 
     def _task_failed(self, failed: Failed) -> bytes:
+        task, error = failed.task, failed.error
         told_by = {"tries": failed.tries, **self._told_by()}
-        if isinstance(failed.error, TookTooLong):
-            return failure.task_timed_out(failed.task, failed.error.seconds, **told_by)
-        return failure.task_failed(failed.task, failed.error, **told_by)
+        if isinstance(error, TookTooLong):
+            return failure.task_timed_out(task, error.seconds, error.stack, **told_by)
+        return failure.task_failed(task, error, **told_by)
 
     def _told_by(self) -> dict[str, Any]:
         return {
@@ -383,7 +389,7 @@ class Incarnation:
         limits = self._cache.programs[steps[0].task].limits
         if limits.timeout is None:
             run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
-            failed = await self._await_worker(run)
+            failed = await self._await(self._worker, run)
         else:
             failed = await self._run_limited(steps[0], limits)
         if isinstance(failed, TookTooLong):
@@ -398,8 +404,8 @@ class Incarnation:
             self._engine.ran(progress.ran)
         else:
             # It had all of the function's time.
-            task = steps[0].task
-            self._fail(failure.task_outlasts(task, self._remaining, **self._told_by()))
+            late = TookTooLong(self._remaining, failed.stack)
+            self._fail(self._task_failed(Failed(steps[0].task, late, tries=0)))
 
     async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
         """Run a task whose time is limited, each try in a thread that can be given up."""
@@ -410,7 +416,8 @@ class Incarnation:
                 return None
             # Of its own, since a thread that is given up may go on for a while.
             values = {number: self._values[number] for number in program.sources}
-            error = await self._await_worker(partial(_try, task, program, values), limits.timeout)
+            run = partial(_try, task, program, values)
+            error = await self._await(self._limited, run, limits.timeout)
             if error is None:
                 self._values[task] = values[task]
                 for number in drops:
@@ -423,18 +430,21 @@ class Incarnation:
                 return Failed(task, error, tries)
         raise AssertionError
 
-    async def _await_worker(
-        self, work: Callable[[], T], seconds: float | None = None
+    async def _await(
+        self, worker: Worker, work: Callable[[], T], seconds: float | None = None
     ) -> T | TookTooLong:
-        """What `work` makes of it in the worker thread, if there is time for it."""
-        future = self._worker.submit(work)
+        """What `work` makes of it in a thread, if there is time for it."""
+        future = worker.submit(work)
         self._running = asyncio.wrap_future(future)
-        await asyncio.wait([self._running], timeout=seconds)
-        given_up, self._running = not self._running.done() or self._running.cancelled(), None
-        if not given_up:
-            return future.result()
-        self._worker.abandon()
-        return TookTooLong(seconds or self._remaining)
+        try:
+            await asyncio.wait([self._running], timeout=seconds)
+            if self._running.done() and not self._running.cancelled():
+                return future.result()
+            return TookTooLong(seconds or self._remaining, worker.stack())
+        finally:
+            self._running = None
+            if not future.done():
+                worker.abandon()
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         """What `work` makes of it in the worker thread."""

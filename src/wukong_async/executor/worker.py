@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -28,6 +30,13 @@ class Worker:
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return future
+
+    def stack(self) -> list[traceback.FrameSummary]:
+        """The calls that the thread is in, the innermost last."""
+        frames = sys._current_frames()
+        inside = [frames[thread.ident] for thread in self._pool._threads if thread.ident in frames]
+        calls = (call for frame in inside for call in traceback.walk_stack(frame))
+        return list(reversed(traceback.StackSummary.extract(calls)))
 
     def abandon(self) -> None:
         """Interrupt the thread and go on with another one.
