@@ -34,10 +34,6 @@ HANG = 120.0
 """Seconds after which a job hangs. Undisturbed, each takes less than one; disturbed, up to 40."""
 QUIET = 20.0
 """Seconds after the last job in which all that was sent has to have been delivered."""
-KNOWN = {
-    "does not run: Runtime.ExitError": "a ping whose sandbox was killed has failed a healthy job",
-}
-"""Failures that are not mended yet, by what their error says. Reported, and excused."""
 SETTINGS: dict[str, Any] = {"lease": 0.5, "grace": 0.5, "max_attempts": 1000}
 KILLS = {"sandbox": 2.0, "normal": 8.0, "pubsub": 4.0}
 """How often per second one of the sandboxes is killed, and all connections of a type."""
@@ -59,7 +55,6 @@ class Report:
     jobs: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    known: Counter[str] = field(default_factory=Counter)
     """Excused, by what it is."""
     longest: float = 0.0
     """Seconds of one job."""
@@ -69,7 +64,6 @@ class Report:
             [
                 f"{self.jobs.total()} jobs, each within {self.longest:.1f} s: {dict(self.jobs)}",
                 f"{self.faults.total()} faults: {dict(self.faults)}",
-                *(f"excused, {count} times: {what}" for what, count in self.known.items()),
                 *self.problems,
                 f"{len(self.problems)} problems",
             ]
@@ -126,10 +120,6 @@ async def _job(client: WukongClient, case: Case, report: Report) -> None:
     report.longest = max(report.longest, time.monotonic() - started)
     if case.is_right(found):
         return
-    for said, what in KNOWN.items():
-        if isinstance(found, Exception) and said in str(found):
-            report.known[what] += 1
-            return
     what = f"failed: {found!r}" if isinstance(found, Exception) else f"WRONG: {found!r:.100}"
     report.problems.append(f"{case.name}: {what}")
 

@@ -215,7 +215,8 @@ class World:
 
         def arrive() -> None:
             answer = request()
-            self.note(f"{who.name} {what} → {answer!s:.160}")
+            if self.tracing:
+                self.note(f"{who.name} {what} → {answer!s:.160}")
             if self.happens("lose_reply"):
                 self.after(TIMEOUT, send)
             else:
@@ -470,7 +471,8 @@ class Executor:
         for action in self.engine.next_actions():
             if not self.alive:
                 return
-            self.world.note(f"{self.name} {action!s:.160}")
+            if self.world.tracing:
+                self.world.note(f"{self.name} {action!s:.160}")
             self.perform(action)
 
     def perform(self, action: Action) -> None:
