@@ -55,7 +55,6 @@ class Report:
     jobs: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    """Excused, by what it is."""
     longest: float = 0.0
     """Seconds of one job."""
 
