@@ -110,7 +110,8 @@ class Incarnation:
     remaining
         Seconds until the function's time is over.
     invoke
-        Sends events; it does not matter whether they arrive.
+        Sends events; it does not matter whether they arrive. With none of them it gets ready to,
+        which takes a second.
     """
 
     def __init__(
@@ -257,8 +258,12 @@ class Incarnation:
 
     async def _hand_over(self) -> None:
         """Before the function's time is over: leave the rest to another incarnation."""
+        loop = asyncio.get_running_loop()
         margin = min(HAND_OVER_MOST, HAND_OVER_SHARE * self._remaining)
-        await asyncio.sleep(self._remaining - margin)
+        due = loop.time() + self._remaining - margin
+        await asyncio.sleep(self._remaining / 2)
+        await self._invoke([])
+        await asyncio.sleep(due - loop.time())
         self._pause.set()
         self._engine.hand_over()
         self._wake.set()

@@ -6,11 +6,13 @@ wherever it can: raising would make Lambda deliver the event again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import Protocol
 
 from wukong_async.config import Settings
@@ -95,6 +97,7 @@ class Service:
         """Invoke this function. Events that cannot be sent are left to the watcher."""
         try:
             if self._invoker is None:
+                await asyncio.to_thread(import_module, "aiobotocore.session")
                 settings = self._settings.replace(
                     function_name=arn,
                     endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
