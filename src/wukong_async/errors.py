@@ -22,6 +22,7 @@ The tree::
         ├── ExecutorLost          executors vanished more often than `max_attempts`
         ├── VersionMismatch       client and function run different versions
         ├── JobCancelled
+        ├── JobTimeout            it took longer than `job_timeout`
         └── ProtocolError         a broken promise of ours: please report it
 
 A task that fails raises its **own** exception in the caller, whatever its type;
@@ -116,6 +117,10 @@ class VersionMismatch(JobError):
 
 class JobCancelled(JobError):
     """The job was cancelled."""
+
+
+class JobTimeout(JobError, TimeoutError):
+    """The job took longer than its `job_timeout` allows."""
 
 
 class ProtocolError(JobError):

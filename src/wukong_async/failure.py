@@ -10,6 +10,7 @@ this page and store/lua must agree:
     mismatch   what differs
     lost       executor, attempts, packed frontier
     unstarted  executor, attempts, packed frontier
+    timeout    limit in ms, tasks that had passed, tasks
     protocol   what was found
     cancelled  by whom or why
 """
@@ -26,6 +27,7 @@ from wukong_async import wire
 from wukong_async.errors import (
     ExecutorLost,
     JobCancelled,
+    JobTimeout,
     ProtocolError,
     RemoteTraceback,
     SerializationError,
@@ -145,6 +147,12 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
             )
         case [b"cancelled", reason]:
             return JobCancelled(f"The job was cancelled: {_decoded(reason)}.")
+        case [b"timeout", limit, passed, tasks]:
+            return JobTimeout(
+                f"The job has run for longer than its limit of {limit / 1000:g} s, and {passed} of"
+                f" its {tasks} tasks have passed. Raise job_timeout (or wukong.job_timeout), or"
+                " wukong.max_concurrency if more could run at the same time."
+            )
         case [b"protocol", found]:
             return ProtocolError(f"This should not happen, please report it: {_decoded(found)}.")
     return ProtocolError(f"The job failed for a reason that cannot be read: {blob!r:.200}")

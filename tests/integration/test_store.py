@@ -230,6 +230,24 @@ async def test_done_with_tasks_missing_is_a_failure(job: Job) -> None:
     assert b"1 of 3 tasks passed" in (await job.store.outcome()).error
 
 
+@pytest.mark.parametrize("who", ["a watcher", "an executor"])
+async def test_a_job_that_takes_too_long_fails_whoever_notices(
+    job: Job, connections: Connections, who: str
+) -> None:
+    await job.create(timeout=300)
+    await job.store.begin("0", "n")
+    await job.leaf("0")
+    await job.store.begin("1", "n")
+    assert await job.store.renew("1", 1) is Status.OK
+    assert (await job.store.watch()).state is JobState.RUNNING
+    await connections.command(0, "HSET", f"wukong:{{{job.store.job_id}}}:job", "limit", 1)
+    if who == "a watcher":
+        assert (await job.store.watch()).state is JobState.FAILED
+    else:
+        assert await job.store.renew("1", 1) is Status.STOP
+    assert wire.unpack((await job.store.outcome()).error) == [b"timeout", 300_000, 1, 3]
+
+
 async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     await job.create(records=[("0", [0])], want=9)
     await job.store.begin("0", "n")

@@ -34,6 +34,7 @@ class Job:
     passed: int = 0
     commits: int = 0
     begins: int = 0
+    limit: float | None = None
 
 
 @dataclass
@@ -82,6 +83,8 @@ class ModelStore:
         if self.job is not None:
             return Status.OK
         self.job = Job(new)
+        if new.timeout is not None:
+            self.job.limit = self.now() + new.timeout
         for executor, frontier in new.records:
             self.records[executor] = Record(tuple(frontier))
             self.live[executor] = self.now() + new.grace
@@ -207,7 +210,7 @@ class ModelStore:
         if record is None or record.generation != generation:
             return Status.FENCED
         assert self.job is not None
-        if self.job.state is not JobState.RUNNING:
+        if self.job.state is not JobState.RUNNING or self._timed_out(self.job):
             return Status.STOP
         self.live[executor] = self.now() + self._lease(record)
         return Status.OK
@@ -218,7 +221,7 @@ class ModelStore:
             return Watch(None)
         revived: list[str] = []
         unheard = 0
-        if job.state is JobState.RUNNING:
+        if job.state is JobState.RUNNING and not self._timed_out(job):
             silent = sorted((e, x) for x, e in self.live.items() if self._is_over(e))
             for _, executor in silent[:most]:
                 record = self.records[executor]
@@ -315,6 +318,15 @@ class ModelStore:
     def _is_over(self, time: float) -> bool:
         # Redis has whole milliseconds.
         return round(time * 1000) <= round(self.now() * 1000)
+
+    def _timed_out(self, job: Job) -> bool:
+        if job.limit is None or not self._is_over(job.limit):
+            return False
+        assert job.new.timeout is not None
+        limit = round(job.new.timeout * 1000)
+        error = wire.pack(["timeout", limit, job.passed, job.new.tasks])
+        self._finish_job(JobState.FAILED, error)
+        return True
 
     def _lease(self, record: Record) -> float:
         assert self.job is not None

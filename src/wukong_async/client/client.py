@@ -216,7 +216,13 @@ class WukongClient:
 
     # Verbs ------------------------------------------------------------------------------------
 
-    def compute(self, *args: Any, keys: Any = None, optimize_graph: bool = True) -> Any:
+    def compute(
+        self,
+        *args: Any,
+        keys: Any = None,
+        optimize_graph: bool = True,
+        job_timeout: float | str | None = None,
+    ) -> Any:
         """Compute Dask collections, or keys of a graph.
 
         Parameters
@@ -229,6 +235,8 @@ class WukongClient:
             the tasks that no other task needs.
         optimize_graph
             Whether Dask may optimise the collections first.
+        job_timeout
+            How long the job may run, in seconds or in Dask's notation; default: the setting.
 
         Returns
         -------
@@ -240,10 +248,17 @@ class WukongClient:
         The exception of a task that failed, whatever its type, with the remote traceback as its
         cause; else a `wukong_async.errors.WukongError`.
         """
-        return self._do(self._compute(args, keys, optimize_graph))
+        return self._do(self._compute(args, keys, optimize_graph, job_timeout))
 
-    def get(self, dsk: object, keys: Any, **kwargs: Any) -> Any:
+    def get(
+        self, dsk: object, keys: Any, *, job_timeout: float | str | None = None, **kwargs: Any
+    ) -> Any:
         """A Dask scheduler: `x.compute(scheduler=client.get)`. Blocks, in any kind of use.
+
+        Parameters
+        ----------
+        job_timeout
+            As for `compute`; `x.compute(job_timeout=…)` passes it on.
 
         Raises
         ------
@@ -262,9 +277,15 @@ class WukongClient:
             "client.get, x.compute() or dask.compute(x)",
             "await client.compute(x)` of an `async with WukongClient()",
         )
-        return self._block(self._get(dsk, keys))
+        return self._block(self._get(dsk, keys, job_timeout))
 
-    async def _compute(self, args: tuple[Any, ...], keys: Any, optimize_graph: bool) -> Any:
+    async def _compute(
+        self,
+        args: tuple[Any, ...],
+        keys: Any,
+        optimize_graph: bool,
+        job_timeout: float | str | None,
+    ) -> Any:
         if self._loop not in {None, asyncio.get_running_loop()}:
             raise ClientStateError(
                 "This client belongs to another event loop: enter one in each loop that computes."
@@ -276,24 +297,24 @@ class WukongClient:
         if keys is not None and len(args) == 1 and graphs.is_graph(args[0]):
             # Nothing is looked for in the graph: that takes longer than planning, and would use up
             # the iterators in it.
-            return await self._get(args[0], keys)
+            return await self._get(args[0], keys, job_timeout)
         in_thread = self._active().in_thread
         request = await in_thread(graphs.request, args, optimize_graph)
         if request is not None:
             if keys is not None:
                 raise TypeError("keys= goes with a graph, not with collections.")
-            values = request.finish(await self._get(request.graph, request.keys))
+            values = request.finish(await self._get(request.graph, request.keys, job_timeout))
             return values if len(args) > 1 else values[0]
         if not graphs.is_graph(args[0]):
             return args if len(args) > 1 else args[0]
         if len(args) > 1:
             raise TypeError("compute takes one graph, and keys once.")
         sinks = await in_thread(graphs.sinks, args[0])
-        return dict(zip(sinks, await self._get(args[0], sinks), strict=True))
+        return dict(zip(sinks, await self._get(args[0], sinks, job_timeout), strict=True))
 
-    async def _get(self, dsk: object, keys: Any) -> Any:
+    async def _get(self, dsk: object, keys: Any, job_timeout: float | str | None) -> Any:
         flat = graphs.flat(keys)
-        values, summary = await self._active().run(dsk, flat)
+        values, summary = await self._active().run(dsk, flat, job_timeout)
         self.history.append(summary)
         return graphs.nest(keys, values)
 

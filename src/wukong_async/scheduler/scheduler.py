@@ -105,9 +105,17 @@ class Scheduler:
         return await loop.run_in_executor(self._threads, partial(work, *args))
 
     async def run(
-        self, graph: object, keys: Sequence[Hashable]
+        self,
+        graph: object,
+        keys: Sequence[Hashable],
+        job_timeout: float | str | None = None,
     ) -> tuple[dict[Hashable, Any], JobSummary]:
         """Compute `keys` of a Dask graph: the value of each, and what it took.
+
+        Parameters
+        ----------
+        job_timeout
+            Instead of the setting, unless it is None.
 
         Raises
         ------
@@ -115,7 +123,10 @@ class Scheduler:
             See its tree; or whatever a task raised.
         """
         started = time.perf_counter()
-        job = _Job(self, secrets.token_hex(10))
+        settings = self.settings
+        if job_timeout is not None:
+            settings = settings.replace(job_timeout=job_timeout)
+        job = _Job(self, settings, secrets.token_hex(10))
         # A task of its own, so that closing can end it without cancelling its caller.
         running = asyncio.create_task(job.run(graph, keys), name=f"wukong-job-{job.job_id}")
         self._jobs.add(running)
@@ -141,10 +152,10 @@ class Scheduler:
 class _Job:
     """The life of one job."""
 
-    def __init__(self, scheduler: Scheduler, job_id: str) -> None:
+    def __init__(self, scheduler: Scheduler, settings: Settings, job_id: str) -> None:
         self.job_id = job_id
         self.invocations = 0
-        self._settings = scheduler.settings
+        self._settings = settings
         self._in_thread = scheduler.in_thread
         self._announcements = scheduler._announcements
         self._invoker = scheduler._invoker
@@ -235,6 +246,7 @@ class _Job:
                 facts=upload.facts.pack(),
                 values=upload.values,
                 records=records,
+                timeout=settings.job_timeout,
             )
         )
         if status is not Status.OK:
@@ -259,7 +271,9 @@ class _Job:
         """Until the job is over. Announcements make it fast, the ticks make it certain."""
         tick = min(self._settings.lease, self._settings.grace) / 2
         loop = asyncio.get_running_loop()
-        due = loop.time() + tick
+        limit = self._settings.job_timeout
+        # A little more than the limit: the server counts whole milliseconds.
+        due = loop.time() + min(tick, limit + 0.01 if limit else tick)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):

@@ -57,6 +57,8 @@ class NewJob:
     """(literal, pointer): values of the plan that are objects of their own."""
     records: Sequence[tuple[str, Sequence[int]]]
     """(executor, frontier)."""
+    timeout: float | None = None
+    """How long it may run."""
 
 
 class JobStore:
@@ -89,6 +91,7 @@ class JobStore:
             job.facts,
             job.values,
             [[executor, wire.pack(list(frontier))] for executor, frontier in job.records],
+            _ms(job.timeout or 0),
         ]
         return Status((await self._call(scripts.CREATE, wire.pack(body))).decode())
 

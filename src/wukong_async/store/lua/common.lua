@@ -53,6 +53,15 @@ local function finish_job(state, err)
   call('PUBLISH', job[1], job[2])
 end
 
+-- Whether a running job has taken longer than it may; then it has failed here and now.
+local function timed_out(t)
+  local job = call('HMGET', JOB, 'limit', 'timeout', 'passed', 'tasks')
+  if not job[1] or job[1] == '0' or tonumber(job[1]) > t then return false end
+  finish_job('failed', cmsgpack.pack({ 'timeout', tonumber(job[2]), tonumber(job[3]),
+    tonumber(job[4]) }))
+  return true
+end
+
 local function in_chunks(command, key, args)
   for i = 1, #args, CHUNK do
     call(command, key, unpack(args, i, math.min(i + CHUNK - 1, #args)))

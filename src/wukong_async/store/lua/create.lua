@@ -2,18 +2,19 @@
 -- without work for the others and take it for lost.
 --
 -- ARGV  1 msgpack: {id, channel, tasks, want, slots, lease, grace, attempts, unstarted, ttl, facts,
---                   {{literal, pointer}, ...}, {{executor, frontier}, ...}}
+--                   {{literal, pointer}, ...}, {{executor, frontier}, ...}, timeout}
+--         timeout: how long the job may run; 0: no limit
 -- reply OK | GONE: the upload mark is missing (the client gave up, or this is a late copy)
 local a = cmsgpack.unpack(ARGV[1])
 local id, channel, tasks, want, slots, lease, grace, attempts, unstarted, ttl, facts, values,
-  records = unpack(a, 1, 13)
+  records, timeout = unpack(a, 1, 14)
 if call('EXISTS', OPEN) == 0 then return 'GONE' end
 if call('EXISTS', JOB) == 1 then return 'OK' end
 local t = now()
 call('HSET', JOB, 'id', id, 'channel', channel, 'state', 'running', 'error', '',
   'tasks', tasks, 'want', want, 'slots', slots, 'lease', lease, 'grace', grace,
   'attempts', attempts, 'unstarted', unstarted, 'ttl', ttl, 'deadline', t + ttl,
-  'facts', facts, 'passed', 0, 'commits', 0, 'begins', 0)
+  'timeout', timeout, 'limit', timeout > 0 and t + timeout or 0, 'facts', facts, 'passed', 0, 'commits', 0, 'begins', 0)
 for _, record in ipairs(records) do
   local x, frontier = record[1], record[2]
   local control = pack_record({ gen = 0, nonce = '', seq = 0, unstarted = 0 })

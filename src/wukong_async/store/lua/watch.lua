@@ -11,6 +11,7 @@ local job = call('HMGET', JOB, 'state', 'attempts', 'grace', 'unstarted', 'passe
 if not job[1] then return {} end
 local t = now()
 local revived, unheard = {}, 0
+if job[1] == 'running' and timed_out(t) then job[1] = 'failed' end
 if job[1] == 'running' then
   for _, x in ipairs(call('ZRANGEBYSCORE', LIVE, '-inf', t, 'LIMIT', 0, ARGV[1])) do
     local r = load_record(x)
