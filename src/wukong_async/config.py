@@ -92,6 +92,11 @@ class Settings:
         "How long a job may run before it fails with JobTimeout; default: no limit.",
         "seconds",
     )
+    result_ttl: float = _setting(
+        3600.0,
+        "How long a job's results are kept once it has ended and its client is gone.",
+        "seconds",
+    )
     store_timeout: float = _setting(
         30.0, "How long the store may be silent before StoreUnreachable is raised.", "seconds"
     )

@@ -10,6 +10,7 @@ this page and store/lua must agree:
     mismatch   what differs
     lost       executor, attempts, packed frontier
     unstarted  executor, attempts, packed frontier
+    data       what the store has lost of the job
     timeout    limit in ms, tasks that had passed, tasks
     protocol   what was found
     cancelled  by whom or why
@@ -87,6 +88,22 @@ def input_lost(objects: Sequence[int]) -> bytes:
     return wire.pack(["input", list(objects)[:NAMED]])
 
 
+def data_lost(what: str) -> bytes:
+    """Something of the job itself is not in the store any more."""
+    return wire.pack(["data", what])
+
+
+def is_loss(blob: bytes) -> bool:
+    """Whether the job failed for what the store has lost, so that it may be run once more.
+
+    A fan-in whose count was lost is never complete: the job breaks a promise of ours, and ends.
+    """
+    match wire.unpack(blob):
+        case [b"input" | b"data" | b"protocol", *_]:
+            return True
+    return False
+
+
 def store_full(said: str) -> bytes:
     """There is no room in the store for what a task has made."""
     return wire.pack(["full", _text(said)])
@@ -124,6 +141,11 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
             return StoreLost(
                 f"The store has lost {_names(objects, name_of)}, which a task still had to read."
                 f" {WHY_LOST}"
+            )
+        case [b"data", what]:
+            return StoreLost(
+                f"The store has lost {_decoded(what)} while the job ran. {WHY_LOST} Was a server"
+                " restarted, or flushed?"
             )
         case [b"full", said]:
             return StoreFull(_decoded(said))

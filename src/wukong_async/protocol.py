@@ -113,10 +113,14 @@ class Watch:
     """Executors whose lease was over and who have to be invoked again."""
     passed: int = 0
     live: int = 0
-    extended: bool = False
-    """The job's deadline was moved, so the data shards' must be as well."""
+    extended: float = 0.0
+    """Seconds that the job's deadline was moved to, so the data shards' must be as well; or 0."""
     unheard: int = 0
     """How many of the revived have not begun since they were invoked last."""
+    owned: bool = False
+    """Whether the watcher owns the job now, and so has to clean up."""
+    pause: float = 0.0
+    """Seconds until a watcher should look again."""
 
 
 @dataclass(frozen=True, slots=True)

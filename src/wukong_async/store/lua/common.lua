@@ -9,14 +9,18 @@
 --       6 val   hash   object -> small value, or pointer to the data shards
 --       7 res   hash   requested task -> small value or pointer
 --       8 open  string while it exists, the job may write; it outlives every object of the job
+--       9 jobs  zset   job -> time its owner's lease is over: all jobs of this server that somebody
+--                      has to clean up after
 --
 -- All times are this server's, in milliseconds. Numbers stay below 2^53. Everything is decoded
 -- before the first write, because Lua does not roll back.
 
-local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, JOBS =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local ID = string.match(JOB, '{(.*)}')
 local call = redis.call
 local CHUNK = 2000 -- values that unpack() can take safely; its own limit is near 8,000
+local OWNED = 2 -- an owner's lease is this many times an executor's
 local LONGEST = 8 -- a lease or a grace grows at most this many times over
 
 local function now()
@@ -46,11 +50,22 @@ local function expire(deadline, ...)
   for _, key in ipairs({ ... }) do call('PEXPIREAT', key, deadline) end
 end
 
+-- The registry is no key of the job: it lives as long as any job of the server may.
+local function keep_registry(ttl)
+  if call('PTTL', JOBS) < tonumber(ttl) then call('PEXPIRE', JOBS, ttl) end
+end
+
+local function own(owner, t, lease, ttl)
+  call('HSET', JOB, 'owner', owner)
+  call('ZADD', JOBS, t + OWNED * lease, ID)
+  keep_registry(ttl)
+end
+
 -- The only way out of the running state.
 local function finish_job(state, err)
   local job = call('HMGET', JOB, 'channel', 'id')
   call('HSET', JOB, 'state', state, 'error', err)
-  call('PUBLISH', job[1], job[2])
+  for channel in string.gmatch(job[1], '%S+') do call('PUBLISH', channel, job[2]) end
 end
 
 -- Whether a running job has taken longer than it may; then it has failed here and now.
