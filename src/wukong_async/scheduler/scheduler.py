@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -21,21 +22,20 @@ from wukong_async import failure, wire
 from wukong_async.config import Settings
 from wukong_async.errors import (
     ClientStateError,
-    FunctionNotFound,
-    InvocationError,
     SerializationError,
     StoreError,
     StoreFull,
     StoreLost,
     StoreUnreachable,
 )
-from wukong_async.invocation import Invocation
+from wukong_async.invocation import versions
 from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.proxy import FrameError, ProxyClient
 from wukong_async.scheduler.announcements import Announcements
 from wukong_async.scheduler.upload import Upload
 from wukong_async.store import Connections, JobStore, NewJob
+from wukong_async.watcher import Watcher
 
 T = TypeVar("T")
 log = logging.getLogger("wukong.scheduler")
@@ -71,7 +71,7 @@ class Scheduler:
         self._threads = ThreadPoolExecutor(thread_name_prefix="wukong-plan")
         self.connections = Connections(settings.redis_endpoints, settings.store_timeout)
         self._announcements = Announcements(self.connections)
-        self._invoker = Invoker(settings)
+        self.invoker = Invoker(settings)
         self._proxy = ProxyClient(settings) if settings.proxy_address else None
         self._stack = contextlib.AsyncExitStack()
         self._jobs: set[asyncio.Task[tuple[dict[Hashable, Any], Outcome]]] = set()
@@ -85,8 +85,8 @@ class Scheduler:
             await stack.enter_async_context(self.connections)
             await self.connections.check()
             await stack.enter_async_context(self._announcements)
-            await stack.enter_async_context(self._invoker)
-            await self._invoker.check()
+            await stack.enter_async_context(self.invoker)
+            await self.invoker.check()
             self._stack = stack.pop_all()
         return self
 
@@ -103,6 +103,17 @@ class Scheduler:
         """Do CPU work off the loop."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(work, *args))
+
+    async def fire(self, events: Sequence[bytes]) -> None:
+        """Send events; many at once through the proxy, where there is one."""
+        if self._proxy is not None and len(events) > self.settings.max_task_fanout:
+            try:
+                await self._proxy.fire(events)
+            except (OSError, FrameError) as error:
+                log.warning("invoking without the proxy: %s", error)
+            else:
+                return
+        await self.invoker.invoke_all(events)
 
     async def run(
         self,
@@ -141,7 +152,7 @@ class Scheduler:
         summary = JobSummary(
             job.job_id,
             outcome.tasks,
-            job.invocations,
+            job.watcher.invocations,
             outcome.begins,
             outcome.commits,
             time.perf_counter() - started,
@@ -154,14 +165,11 @@ class _Job:
 
     def __init__(self, scheduler: Scheduler, settings: Settings, job_id: str) -> None:
         self.job_id = job_id
-        self.invocations = 0
         self._settings = settings
         self._in_thread = scheduler.in_thread
         self._announcements = scheduler._announcements
-        self._invoker = scheduler._invoker
-        self._proxy = scheduler._proxy
         self._store = JobStore(scheduler.connections, job_id)
-        self._ping: asyncio.Task[str | None] | None = None
+        self.watcher = Watcher(self._store, scheduler.invoker, scheduler.fire)
 
     async def run(
         self, graph: object, keys: Sequence[Hashable]
@@ -173,10 +181,11 @@ class _Job:
             async with self._cleaned_up():
                 await self._upload(upload)
                 await self._start(upload)
-                try:
-                    outcome = await self._wait(changed)
-                finally:
-                    await self._end_ping()
+                async with contextlib.aclosing(self.watcher) as watcher:
+                    pause = min(self._settings.lease, self._settings.grace) / 2
+                    outcome = await watcher.wait(changed, pause, self._settings.job_timeout)
+                if outcome.state is None:
+                    raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
                 values = await self._collect(upload, outcome)
         if outcome.state is not JobState.DONE:
             # Out here: what a task has raised may look like an error of ours, and be handled so.
@@ -247,95 +256,14 @@ class _Job:
                 values=upload.values,
                 records=records,
                 timeout=settings.job_timeout,
+                owner=self.watcher.owner,
+                result_ttl=settings.result_ttl,
+                versions=json.dumps(dict(versions())).encode(),
             )
         )
         if status is not Status.OK:
             raise StoreLost(f"The store lost job {self.job_id} while it was uploaded.")
-        await self._invoke([executor for executor, _ in records])
-
-    async def _invoke(self, executors: Sequence[str]) -> None:
-        events = [Invocation(self.job_id, x).to_json() for x in executors]
-        self.invocations += len(events)
-        if self._proxy is not None and len(events) > self._settings.max_task_fanout:
-            try:
-                await self._proxy.fire(events)
-            except (OSError, FrameError) as error:
-                log.warning("job %s invokes without the proxy: %s", self.job_id, error)
-            else:
-                return
-        await self._invoker.invoke_all(events)
-
-    # Watch ------------------------------------------------------------------------------------
-
-    async def _wait(self, changed: asyncio.Event) -> Outcome:
-        """Until the job is over. Announcements make it fast, the ticks make it certain."""
-        tick = min(self._settings.lease, self._settings.grace) / 2
-        loop = asyncio.get_running_loop()
-        limit = self._settings.job_timeout
-        # A little more than the limit: the server counts whole milliseconds.
-        due = loop.time() + min(tick, limit + 0.01 if limit else tick)
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due):
-                    await changed.wait()
-            if changed.is_set():
-                changed.clear()
-                outcome = await self._store.outcome()
-                if outcome.state is None:
-                    raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
-                if outcome.state is not JobState.RUNNING:
-                    return outcome
-            if self._ping is not None and self._ping.done():
-                self._hear_ping(self._ping)
-            # However often it is woken: a connection that flaps must not put off the watcher.
-            if loop.time() >= due:
-                due = loop.time() + tick
-                await self._look(changed)
-
-    async def _look(self, changed: asyncio.Event) -> None:
-        """A watcher's tick: revive whoever has fallen silent."""
-        watch = await self._store.watch()
-        if watch.state is not JobState.RUNNING:
-            changed.set()
-            return
-        if watch.extended:
-            await self._store.extend(self._settings.ttl)
-        if watch.unheard and self._ping is None:
-            # Lost, queued behind other work, or does the function not start at all?
-            self._ping = asyncio.create_task(self._invoker.ping(), name="wukong-ping")
-            self._ping.add_done_callback(lambda _: changed.set())
-        if watch.revived:
-            log.warning(
-                "job %s: no word from %d executors; invoking them again",
-                self.job_id,
-                len(watch.revived),
-            )
-            try:
-                await self._invoke(watch.revived)
-            except InvocationError as error:
-                # The next tick tries again; how often is bounded in the store.
-                log.warning("job %s: %s", self.job_id, error)
-
-    def _hear_ping(self, ping: asyncio.Task[str | None]) -> None:
-        self._ping = None
-        try:
-            wrong = ping.result()
-        except FunctionNotFound:
-            raise
-        except InvocationError as error:
-            log.warning("job %s: %s", self.job_id, error)
-            return
-        if wrong is not None:
-            raise InvocationError(
-                f"The function {self._settings.function_name!r} is invoked, but does not run:"
-                f" {wrong}"
-            )
-
-    async def _end_ping(self) -> None:
-        ping, self._ping = self._ping, None
-        if ping is not None:
-            ping.cancel()
-            await asyncio.gather(ping, return_exceptions=True)
+        await self.watcher.invoke([executor for executor, _ in records])
 
     # End --------------------------------------------------------------------------------------
 
