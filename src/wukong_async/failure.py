@@ -119,6 +119,18 @@ def cancelled(reason: str) -> bytes:
     return wire.pack(["cancelled", _text(reason)])
 
 
+def numbers(blob: bytes) -> list[int]:
+    """The tasks (≥ 0) and literals (< 0) that the message of a failure will name."""
+    match wire.unpack(blob):
+        case [b"task", int(number), *_] | [b"unreadable", _, int(number), *_]:
+            return [number]
+        case [b"input", [*objects]]:
+            return objects
+        case [b"lost" | b"unstarted", _, _, frontier]:
+            return list(wire.unpack(frontier)[:NAMED])
+    return []
+
+
 def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
     """The exception to raise in the caller.
 

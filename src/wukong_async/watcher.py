@@ -18,11 +18,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Self
 
 from wukong_async import failure
+from wukong_async.blocks import PlanFacts, block_of
 from wukong_async.errors import FunctionNotFound, InvocationError
 from wukong_async.invocation import Invocation, versions
 from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Watch
-from wukong_async.store import JobStore
+from wukong_async.store import JobStore, block_name
 
 log = logging.getLogger("wukong.watcher")
 
@@ -85,6 +86,14 @@ class Watcher:
         events = [Invocation(self._store.job_id, x, self._versions).to_json() for x in executors]
         self.invocations += len(events)
         await self._fire(events)
+
+    async def retire(self) -> None:
+        """Let go of a job that has ended: what is kept of it is said in `JobStore.retire`."""
+        error, facts = await self._store.notes("error", "facts")
+        named = failure.numbers(error) if error else []
+        starts = PlanFacts.unpack(facts).starts if facts else []
+        # They know the names of the tasks that the failure is about.
+        await self._store.retire({block_name(block_of(starts, n)) for n in named if n >= 0})
 
     async def wait(
         self, changed: asyncio.Event, pause: float, timeout: float | None = None

@@ -16,11 +16,12 @@ from typing import Any, Protocol, Self, TypeVar
 
 from wukong_async import graph as graphs
 from wukong_async.client import defaults
+from wukong_async.client.job import Job, Verb
 from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError, ConfigError
 from wukong_async.local import LocalCluster
 from wukong_async.loops import LoopThread, run_on
-from wukong_async.scheduler import JobSummary, Scheduler
+from wukong_async.scheduler import AttachedJob, JobSummary, Scheduler
 
 T = TypeVar("T")
 
@@ -279,6 +280,18 @@ class WukongClient:
         )
         return self._block(self._get(dsk, keys, job_timeout))
 
+    def jobs(self) -> tuple[str, ...]:
+        """The ids of the jobs that this client runs now; `history` has those of finished ones."""
+        return self._active().jobs
+
+    def attach(self, job_id: str) -> Job:
+        """A job that another client has started, in this process or in another one.
+
+        It has to be in one of this client's stores. As long as its own client lives, that one
+        deletes it when it has the results; else they are kept for `wukong.result_ttl`.
+        """
+        return Job(job_id, lambda name, verb: self._do(self._about(name, verb)))
+
     async def _compute(
         self,
         args: tuple[Any, ...],
@@ -286,10 +299,7 @@ class WukongClient:
         optimize_graph: bool,
         job_timeout: float | str | None,
     ) -> Any:
-        if self._loop not in {None, asyncio.get_running_loop()}:
-            raise ClientStateError(
-                "This client belongs to another event loop: enter one in each loop that computes."
-            )
+        self._check_loop()
         if not args:
             raise TypeError("compute needs a collection or a graph.")
         if keys is None and len(args) == 2 and graphs.are_keys_of(args[1], args[0]):
@@ -313,10 +323,14 @@ class WukongClient:
         return dict(zip(sinks, await self._get(args[0], sinks, job_timeout), strict=True))
 
     async def _get(self, dsk: object, keys: Any, job_timeout: float | str | None) -> Any:
-        flat = graphs.flat(keys)
-        values, summary = await self._active().run(dsk, flat, job_timeout)
+        values, summary = await self._active().run(dsk, keys, job_timeout)
         self.history.append(summary)
-        return graphs.nest(keys, values)
+        return values
+
+    async def _about(self, job_id: str, verb: Verb) -> Any:
+        self._check_loop()
+        scheduler = self._active()
+        return await scheduler.supervise(verb(AttachedJob(scheduler, job_id)))
 
     # Two faces --------------------------------------------------------------------------------
 
@@ -328,6 +342,12 @@ class WukongClient:
                 "This client is not started: use `async with`, `with` or start()."
             )
         return self._scheduler
+
+    def _check_loop(self) -> None:
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            raise ClientStateError(
+                "This client belongs to another event loop: enter one in each loop that computes."
+            )
 
     def _do(self, work: Coroutine[Any, Any, T]) -> Any:
         """The coroutine in asynchronous use, its result in synchronous use."""

@@ -103,7 +103,7 @@ class Keeper:
             if watch.state is None or not watch.owned:
                 return
             if watch.state is not JobState.RUNNING:
-                await store.retire()
+                await watcher.retire()
                 log.info("job %s has ended as %s without its client", store.job_id, watch.state)
                 return
             await asyncio.sleep(watch.pause)

@@ -12,17 +12,18 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Self, TypeVar
 
-from wukong_async import failure, wire
+from wukong_async import failure
+from wukong_async import graph as graphs
 from wukong_async.config import Settings
 from wukong_async.errors import (
     ClientStateError,
-    SerializationError,
     StoreError,
     StoreFull,
     StoreLost,
@@ -33,6 +34,7 @@ from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.proxy import FrameError, ProxyClient
 from wukong_async.scheduler.announcements import Announcements
+from wukong_async.scheduler.results import collect, named
 from wukong_async.scheduler.upload import Upload
 from wukong_async.store import Connections, JobStore, NewJob
 from wukong_async.watcher import Watcher
@@ -43,8 +45,6 @@ log = logging.getLogger("wukong.scheduler")
 UNSTARTED = 60
 """How often an executor that never began is invoked again. With a grace that doubles up to eight
 times over, that is more than an hour for the default of 10 s: it may wait for a free sandbox."""
-LARGE = 1_000_000
-"""Results of more bytes than this are unpickled off the loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,12 @@ class Scheduler:
         # Not the loop's own threads: callers may fill those with blocking calls of `get`.
         self._threads = ThreadPoolExecutor(thread_name_prefix="wukong-plan")
         self.connections = Connections(settings.redis_endpoints, settings.store_timeout)
-        self._announcements = Announcements(self.connections)
+        self.announcements = Announcements(self.connections)
         self.invoker = Invoker(settings)
         self._proxy = ProxyClient(settings) if settings.proxy_address else None
         self._stack = contextlib.AsyncExitStack()
-        self._jobs: set[asyncio.Task[tuple[dict[Hashable, Any], Outcome]]] = set()
+        self._jobs: set[_Job] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     def __repr__(self) -> str:
@@ -84,7 +85,7 @@ class Scheduler:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.connections)
             await self.connections.check()
-            await stack.enter_async_context(self._announcements)
+            await stack.enter_async_context(self.announcements)
             await stack.enter_async_context(self.invoker)
             await self.invoker.check()
             self._stack = stack.pop_all()
@@ -92,10 +93,10 @@ class Scheduler:
 
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
-        for job in self._jobs:
-            job.cancel()
-        if self._jobs:
-            await asyncio.wait(self._jobs)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
         await self._stack.aclose()
         self._threads.shutdown(wait=False)
 
@@ -115,13 +116,18 @@ class Scheduler:
                 return
         await self.invoker.invoke_all(events)
 
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The jobs that run now."""
+        return tuple(job.job_id for job in tuple(self._jobs) if job.created)
+
     async def run(
         self,
         graph: object,
-        keys: Sequence[Hashable],
+        keys: Any,
         job_timeout: float | str | None = None,
-    ) -> tuple[dict[Hashable, Any], JobSummary]:
-        """Compute `keys` of a Dask graph: the value of each, and what it took.
+    ) -> tuple[Any, JobSummary]:
+        """Compute keys of a Dask graph: their values, nested like them, and what it took.
 
         Parameters
         ----------
@@ -137,18 +143,12 @@ class Scheduler:
         settings = self.settings
         if job_timeout is not None:
             settings = settings.replace(job_timeout=job_timeout)
-        job = _Job(self, settings, secrets.token_hex(10))
-        # A task of its own, so that closing can end it without cancelling its caller.
-        running = asyncio.create_task(job.run(graph, keys), name=f"wukong-job-{job.job_id}")
-        self._jobs.add(running)
-        running.add_done_callback(self._jobs.discard)
+        job = _Job(self, settings)
+        self._jobs.add(job)
         try:
-            values, outcome = await running
-        except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if self._closing and not (me and me.cancelling()):
-                raise ClientStateError("The client was closed while it computed.") from None
-            raise
+            values, outcome = await self.supervise(job.run(graph, keys))
+        finally:
+            self._jobs.discard(job)
         summary = JobSummary(
             job.job_id,
             outcome.tasks,
@@ -157,44 +157,59 @@ class Scheduler:
             outcome.commits,
             time.perf_counter() - started,
         )
-        return values, summary
+        return graphs.nest(keys, values), summary
+
+    async def supervise(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which ends with the scheduler at the latest.
+
+        Raises
+        ------
+        ClientStateError
+            When it was the scheduler that ended it.
+        """
+        # A task of its own, so that closing can end it without cancelling its caller.
+        running = asyncio.create_task(work, name="wukong-job")
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        try:
+            return await running
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if self._closing and not (me and me.cancelling()):
+                raise ClientStateError("The client was closed while it computed.") from None
+            raise
 
 
 class _Job:
     """The life of one job."""
 
-    def __init__(self, scheduler: Scheduler, settings: Settings, job_id: str) -> None:
-        self.job_id = job_id
+    def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
+        self.job_id = secrets.token_hex(10)
+        self.created = False
         self._settings = settings
         self._in_thread = scheduler.in_thread
-        self._announcements = scheduler._announcements
-        self._store = JobStore(scheduler.connections, job_id)
+        self._announcements = scheduler.announcements
+        self._store = JobStore(scheduler.connections, self.job_id)
         self.watcher = Watcher(self._store, scheduler.invoker, scheduler.fire)
 
-    async def run(
-        self, graph: object, keys: Sequence[Hashable]
-    ) -> tuple[dict[Hashable, Any], Outcome]:
-        upload = await self._in_thread(Upload.prepare, graph, keys, self._settings)
+    async def run(self, graph: object, keys: Any) -> tuple[dict[Hashable, Any], Outcome]:
+        upload = await self._in_thread(Upload.prepare, graph, graphs.flat(keys), self._settings)
         if not len(upload.plan):
-            return _literals(upload, keys), Outcome(JobState.DONE)
+            return upload.constants, Outcome(JobState.DONE)
         with self._announcements.expect(self.job_id) as changed:
             async with self._cleaned_up():
-                await self._upload(upload)
-                await self._start(upload)
+                manifest = await self._upload(upload, keys)
+                await self._start(upload, manifest)
                 async with contextlib.aclosing(self.watcher) as watcher:
                     pause = min(self._settings.lease, self._settings.grace) / 2
                     outcome = await watcher.wait(changed, pause, self._settings.job_timeout)
                 if outcome.state is None:
                     raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
-                values = await self._collect(upload, outcome)
+                values = await collect(self._store, outcome, upload.name, self._in_thread)
         if outcome.state is not JobState.DONE:
             # Out here: what a task has raised may look like an error of ours, and be handled so.
             raise failure.rebuild(outcome.error, upload.name)
-        number = upload.plan.numbers
-        outputs = upload.graph.outputs
-        found = _literals(upload, keys)
-        found.update((k, values[number[outputs[k]]]) for k in keys if outputs[k] in number)
-        return found, outcome
+        return named(values, upload.results, upload.constants), outcome
 
     @contextlib.asynccontextmanager
     async def _cleaned_up(self) -> AsyncIterator[None]:
@@ -230,14 +245,17 @@ class _Job:
 
     # Start ------------------------------------------------------------------------------------
 
-    async def _upload(self, upload: Upload) -> None:
+    async def _upload(self, upload: Upload, keys: Any) -> bytes:
+        """Everything that is there before the job is; its manifest."""
         ttl = self._settings.ttl
         await self._store.open(ttl)
-        batches = upload.batches()
+        manifest, objects = await self._in_thread(upload.manifest, keys)
+        batches = chain([objects] if objects else [], upload.batches())
         while batch := await self._in_thread(next, batches, None):
             await self._store.put(batch, ttl)
+        return manifest
 
-    async def _start(self, upload: Upload) -> None:
+    async def _start(self, upload: Upload, manifest: bytes) -> None:
         settings = self._settings
         groups = upload.plan.groups(settings.max_concurrency)
         records = [(str(index), leaves) for index, leaves in enumerate(groups)]
@@ -258,49 +276,14 @@ class _Job:
                 timeout=settings.job_timeout,
                 owner=self.watcher.owner,
                 result_ttl=settings.result_ttl,
+                manifest=manifest,
                 versions=json.dumps(dict(versions())).encode(),
             )
         )
         if status is not Status.OK:
             raise StoreLost(f"The store lost job {self.job_id} while it was uploaded.")
+        self.created = True
         await self.watcher.invoke([executor for executor, _ in records])
-
-    # End --------------------------------------------------------------------------------------
-
-    async def _collect(self, upload: Upload, outcome: Outcome) -> dict[int, Any]:
-        if outcome.state is not JobState.DONE:
-            return {}
-        frames = await self._store.resolve(outcome.results)
-        lost = [task for task, frame in frames.items() if frame is None]
-        if lost:
-            raise StoreLost(
-                f"The store has lost the result {upload.name(lost[0])} of job {self.job_id}."
-                f" {failure.WHY_LOST}"
-            )
-        if sum(len(frame) for frame in frames.values() if frame) > LARGE:
-            return await self._in_thread(_unpickle, frames, upload)
-        return _unpickle(frames, upload)
-
-
-def _literals(upload: Upload, keys: Sequence[Hashable]) -> dict[Hashable, Any]:
-    """Requested keys that need no computation."""
-    literals, outputs = upload.graph.literals, upload.graph.outputs
-    return {key: literals[outputs[key]] for key in keys if outputs[key] in literals}
-
-
-def _unpickle(frames: dict[int, bytes | None], upload: Upload) -> dict[int, Any]:
-    values = {}
-    for task in list(frames):
-        frame = frames.pop(task)
-        assert frame is not None
-        try:
-            values[task] = wire.loads(frame)
-        except (Exception, SystemExit) as error:  # SystemExit would end the loop that hears it.
-            raise SerializationError(
-                f"The result of task {upload.name(task)} cannot be unpickled here:"
-                f" {type(error).__name__}: {error}"
-            ) from error
-    return values
 
 
 async def _uninterrupted(work: Any) -> None:

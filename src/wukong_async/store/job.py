@@ -194,10 +194,15 @@ class JobStore:
         await self._call(scripts.FINISH)
         return True
 
-    async def retire(self) -> bool:
+    async def retire(self, stays: Iterable[str] = ()) -> bool:
         """Delete of a job that has ended what nobody can ask for any more; False if it runs.
 
-        The results stay for `result_ttl`, and so does what it takes to read and explain them.
+        The results stay for `result_ttl`, and so does what it takes to read them.
+
+        Parameters
+        ----------
+        stays
+            More objects to keep.
         """
         outcome = await self.outcome()
         ttl, manifest = await self.notes("result_ttl", "manifest")
@@ -205,7 +210,8 @@ class JobStore:
             return False
         stored = [*outcome.results.items(), (MANIFEST, manifest or b"")]
         places = [place_of(number, value) for number, value in stored]
-        names = [self._key(name) for place in places if place for name in place.names]
+        kept = [*stays, *(name for place in places if place for name in place.names)]
+        names = [self._key(name) for name in kept]
         shards = range(len(self._connections))
         await asyncio.gather(*(self._close(s, ttl=int(ttl or 0), stays=names) for s in shards))
         await self._call(scripts.RETIRE)
