@@ -152,7 +152,7 @@ class Scheduler:
         summary = JobSummary(
             job.job_id,
             outcome.tasks,
-            job.watcher.invocations,
+            job.invocations,
             outcome.begins,
             outcome.commits,
             time.perf_counter() - started,
@@ -181,35 +181,56 @@ class Scheduler:
 
 
 class _Job:
-    """The life of one job."""
+    """The life of one job; of a second one where the store loses the first."""
 
     def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
-        self.job_id = secrets.token_hex(10)
-        self.created = False
+        self._scheduler = scheduler
         self._settings = settings
         self._in_thread = scheduler.in_thread
-        self._announcements = scheduler.announcements
-        self._store = JobStore(scheduler.connections, self.job_id)
-        self.watcher = Watcher(self._store, scheduler.invoker, scheduler.fire)
+        self.invocations = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.job_id = secrets.token_hex(10)
+        self.created = False
+        self._store = JobStore(self._scheduler.connections, self.job_id)
+        self._watcher = Watcher(self._store, self._scheduler.invoker, self._scheduler.fire)
 
     async def run(self, graph: object, keys: Any) -> tuple[dict[Hashable, Any], Outcome]:
         upload = await self._in_thread(Upload.prepare, graph, graphs.flat(keys), self._settings)
         if not len(upload.plan):
             return upload.constants, Outcome(JobState.DONE)
-        with self._announcements.expect(self.job_id) as changed:
-            async with self._cleaned_up():
-                manifest = await self._upload(upload, keys)
-                await self._start(upload, manifest)
-                async with contextlib.aclosing(self.watcher) as watcher:
-                    pause = min(self._settings.lease, self._settings.grace) / 2
-                    outcome = await watcher.wait(changed, pause, self._settings.job_timeout)
-                if outcome.state is None:
-                    raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
-                values = await collect(self._store, outcome, upload.name, self._in_thread)
+        try:
+            values, outcome = await self._run_once(upload, keys)
+            lost = None
+            if outcome.state is JobState.FAILED and failure.is_loss(outcome.error):
+                lost = str(failure.rebuild(outcome.error, upload.name))
+        except StoreLost as error:
+            lost = str(error)
+        if lost is not None:
+            log.warning("job %s is run once more: %s", self.job_id, lost)
+            self._begin()
+            values, outcome = await self._run_once(upload, keys)
         if outcome.state is not JobState.DONE:
             # Out here: what a task has raised may look like an error of ours, and be handled so.
             raise failure.rebuild(outcome.error, upload.name)
         return named(values, upload.results, upload.constants), outcome
+
+    async def _run_once(self, upload: Upload, keys: Any) -> tuple[dict[int, Any], Outcome]:
+        """From upload to clean-up: the results by number, and how it ended."""
+        with self._scheduler.announcements.expect(self.job_id) as changed:
+            async with self._cleaned_up():
+                manifest = await self._upload(upload, keys)
+                async with contextlib.aclosing(self._watcher) as watcher:
+                    try:
+                        await self._start(upload, manifest)
+                        pause = min(self._settings.lease, self._settings.grace) / 2
+                        outcome = await watcher.wait(changed, pause, self._settings.job_timeout)
+                    finally:
+                        self.invocations += watcher.invocations
+                if outcome.state is None:
+                    raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
+                return await collect(self._store, outcome, upload.name, self._in_thread), outcome
 
     @contextlib.asynccontextmanager
     async def _cleaned_up(self) -> AsyncIterator[None]:
@@ -252,7 +273,8 @@ class _Job:
         manifest, objects = await self._in_thread(upload.manifest, keys)
         batches = chain([objects] if objects else [], upload.batches())
         while batch := await self._in_thread(next, batches, None):
-            await self._store.put(batch, ttl)
+            if await self._store.put(batch, ttl) is not Status.OK:
+                raise self._lost_early()
         return manifest
 
     async def _start(self, upload: Upload, manifest: bytes) -> None:
@@ -263,7 +285,7 @@ class _Job:
             NewJob(
                 tasks=len(upload.plan),
                 want=len(upload.plan.requested),
-                channel=self._announcements.channel,
+                channel=self._scheduler.announcements.channel,
                 slots=settings.max_concurrency,
                 lease=settings.lease,
                 grace=settings.grace,
@@ -274,16 +296,21 @@ class _Job:
                 values=upload.values,
                 records=records,
                 timeout=settings.job_timeout,
-                owner=self.watcher.owner,
+                owner=self._watcher.owner,
                 result_ttl=settings.result_ttl,
                 manifest=manifest,
                 versions=json.dumps(dict(versions())).encode(),
             )
         )
         if status is not Status.OK:
-            raise StoreLost(f"The store lost job {self.job_id} while it was uploaded.")
+            raise self._lost_early()
         self.created = True
-        await self.watcher.invoke([executor for executor, _ in records])
+        await self._watcher.invoke([executor for executor, _ in records])
+
+    def _lost_early(self) -> StoreLost:
+        return StoreLost(
+            f"The store has lost job {self.job_id} while it was uploaded. {failure.WHY_LOST}"
+        )
 
 
 async def _uninterrupted(work: Any) -> None:

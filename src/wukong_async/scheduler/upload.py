@@ -112,13 +112,15 @@ class Upload:
         return stored.inline, objects
 
     def batches(self) -> Iterator[list[tuple[str, wire.Segments]]]:
-        """Everything to put, in batches.
+        """Everything to put, in batches. From the beginning each time: a job may be run twice.
 
         Raises
         ------
         wukong_async.errors.SerializationError
             Naming the task and the object that does not pickle.
         """
+        for made in (self.starts, self.values, self._large, self._apart, self._labels):
+            made.clear()
         batch: list[tuple[str, wire.Segments]] = []
         waiting = 0
         for name, segments in chain(self._literals(), self._blocks()):
