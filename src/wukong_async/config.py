@@ -87,6 +87,16 @@ class Settings:
         "How long anything of a job outlives its client. More than twice the function's timeout.",
         "seconds",
     )
+    job_timeout: float | None = _setting(
+        None,
+        "How long a job may run before it fails with JobTimeout; default: no limit.",
+        "seconds",
+    )
+    result_ttl: float = _setting(
+        3600.0,
+        "How long a job's results are kept once it has ended and its client is gone.",
+        "seconds",
+    )
     store_timeout: float = _setting(
         30.0, "How long the store may be silent before StoreUnreachable is raised.", "seconds"
     )
@@ -107,7 +117,8 @@ class Settings:
             least, most = spec.metadata["least"], spec.metadata["most"]
             value = getattr(self, spec.name)
             # Written so that nan is in no range.
-            if spec.type == "float" and not 0 < value <= MOST:
+            timed = spec.type == "float" or (spec.type == "float | None" and value is not None)
+            if timed and not 0 < value <= MOST:
                 raise ConfigError(
                     f"wukong.{spec.name} must be positive and at most {MOST} s, not {value}."
                 )

@@ -23,6 +23,8 @@ The tree::
         ├── ExecutorLost          executors vanished more often than `max_attempts`
         ├── VersionMismatch       client and function run different versions
         ├── JobCancelled
+        ├── JobNotFound           the store knows of no such job (any more)
+        ├── JobTimeout            it took longer than `job_timeout`
         └── ProtocolError         a broken promise of ours: please report it
 
 A task that fails raises its **own** exception in the caller, whatever its type;
@@ -124,6 +126,17 @@ class VersionMismatch(JobError):
 
 class JobCancelled(JobError):
     """The job was cancelled."""
+
+
+class JobNotFound(JobError, KeyError):
+    """The store knows of no such job: its results were collected, or they have expired."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message.
+        return str(self.args[0]) if self.args else ""
+
+
+class JobTimeout(JobError, TimeoutError):
+    """The job took longer than its `job_timeout` allows."""
 
 
 class ProtocolError(JobError):

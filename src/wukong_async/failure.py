@@ -13,6 +13,8 @@ this page and store/lua must agree:
     mismatch   what differs
     lost       executor, attempts, packed frontier
     unstarted  executor, attempts, packed frontier
+    data       what the store has lost of the job
+    overtime   limit in ms, tasks that had passed, tasks
     protocol   what was found
     cancelled  by whom or why
 """
@@ -30,6 +32,7 @@ from wukong_async import wire
 from wukong_async.errors import (
     ExecutorLost,
     JobCancelled,
+    JobTimeout,
     ProtocolError,
     RemoteTraceback,
     SerializationError,
@@ -119,6 +122,22 @@ def input_lost(objects: Sequence[int]) -> bytes:
     return wire.pack(["input", list(objects)[:NAMED]])
 
 
+def data_lost(what: str) -> bytes:
+    """Something of the job itself is not in the store any more."""
+    return wire.pack(["data", what])
+
+
+def is_loss(blob: bytes) -> bool:
+    """Whether the job failed for what the store has lost, so that it may be run once more.
+
+    A fan-in whose count was lost is never complete: the job breaks a promise of ours, and ends.
+    """
+    match wire.unpack(blob):
+        case [b"input" | b"data" | b"protocol", *_]:
+            return True
+    return False
+
+
 def store_full(said: str) -> bytes:
     """There is no room in the store for what a task has made."""
     return wire.pack(["full", _text(said)])
@@ -132,6 +151,18 @@ def versions_differ(difference: str) -> bytes:
 def cancelled(reason: str) -> bytes:
     """Somebody who may has cancelled the job."""
     return wire.pack(["cancelled", _text(reason)])
+
+
+def numbers(blob: bytes) -> list[int]:
+    """The tasks (≥ 0) and literals (< 0) that the message of a failure will name."""
+    match wire.unpack(blob):
+        case [b"task" | b"timeout", int(number), *_] | [b"unreadable", _, int(number), *_]:
+            return [number]
+        case [b"input", [*objects]]:
+            return objects
+        case [b"lost" | b"unstarted", _, _, frontier]:
+            return list(wire.unpack(frontier)[:NAMED])
+    return []
 
 
 def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
@@ -160,6 +191,11 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
                 f"The store has lost {_names(objects, name_of)}, which a task still had to read."
                 f" {WHY_LOST}"
             )
+        case [b"data", what]:
+            return StoreLost(
+                f"The store has lost {_decoded(what)} while the job ran. {WHY_LOST} Was a server"
+                " restarted, or flushed?"
+            )
         case [b"full", said]:
             return StoreFull(_decoded(said))
         case [b"mismatch", difference]:
@@ -182,6 +218,12 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
             )
         case [b"cancelled", reason]:
             return JobCancelled(f"The job was cancelled: {_decoded(reason)}.")
+        case [b"overtime", limit, passed, tasks]:
+            return JobTimeout(
+                f"The job has run for longer than its limit of {limit / 1000:g} s, and {passed} of"
+                f" its {tasks} tasks have passed. Raise job_timeout (or wukong.job_timeout), or"
+                " wukong.max_concurrency if more could run at the same time."
+            )
         case [b"protocol", found]:
             return ProtocolError(f"This should not happen, please report it: {_decoded(found)}.")
     return ProtocolError(f"The job failed for a reason that cannot be read: {blob!r:.200}")

@@ -61,6 +61,11 @@ class Invoker:
         self.sent = 0
         """Events that Lambda has accepted."""
 
+    @property
+    def function_name(self) -> str:
+        """The function that is invoked."""
+        return self._settings.function_name
+
     async def __aenter__(self) -> Self:
         """Make the client; nothing is sent.
 

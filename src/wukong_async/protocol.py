@@ -145,7 +145,7 @@ def child_name(executor: str, sequence: int, index: int) -> str:
     return f"{executor}.{sequence}.{index}"
 
 
-def has_bit(bits: bytes, number: int) -> bool:
+def has_bit(bits: bytes | bytearray, number: int) -> bool:
     """Whether a bit is set, as Redis numbers them."""
     byte = number >> 3
     return byte < len(bits) and bool(bits[byte] & (0x80 >> (number & 7)))
@@ -161,10 +161,14 @@ class Watch:
     """Executors whose lease was over and who have to be invoked again."""
     passed: int = 0
     live: int = 0
-    extended: bool = False
-    """The job's deadline was moved, so the data shards' must be as well."""
+    extended: float = 0.0
+    """Seconds that the job's deadline was moved to, so the data shards' must be as well; or 0."""
     unheard: int = 0
     """How many of the revived have not begun since they were invoked last."""
+    owned: bool = False
+    """Whether the watcher owns the job now, and so has to clean up."""
+    pause: float = 0.0
+    """Seconds until a watcher should look again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,14 @@ from tests.conftest import keys_of
 from tests.paths import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
-from wukong_async.errors import ClientStateError, ExecutorLost, InvocationError, StoreFull
+from wukong_async.errors import (
+    ClientStateError,
+    ConfigError,
+    ExecutorLost,
+    InvocationError,
+    JobTimeout,
+    StoreFull,
+)
 
 QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5}
 """Leases that make a dead executor noticed within a test's patience."""
@@ -182,6 +190,28 @@ async def test_a_timeout_around_a_computation(cluster: LocalCluster, tmp_path: P
                 await client.compute(delayed(touch_and_wait)(os.devnull, str(awaited)))
         assert keys_of(cluster) == []
     awaited.touch()
+
+
+@pytest.mark.parametrize("how", ["an argument", "an option of compute", "a setting"])
+async def test_a_job_that_takes_too_long(cluster: LocalCluster, tmp_path: Path, how: str) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    leaf = delayed(touch_and_wait)(str(touched), str(awaited), delayed(inc)(1))
+    limit = "300ms" if how == "a setting" else None
+    async with WukongClient(cluster, job_timeout=limit) as client:
+        computing = {
+            "an argument": partial(client.compute, leaf, job_timeout=0.3),
+            "an option of compute": partial(
+                asyncio.to_thread, leaf.compute, scheduler=client.get, job_timeout=0.3
+            ),
+            "a setting": partial(client.compute, leaf),
+        }[how]
+        with pytest.raises(JobTimeout, match=r"limit of 0\.3 s, and [0-2] of its .*job_timeout"):
+            await computing()
+        assert keys_of(cluster) == []
+        awaited.touch()
+        assert await client.compute(delayed(inc)(1), job_timeout=30) == 2
+        with pytest.raises(ConfigError, match=r"wukong.job_timeout: cannot read 'soon'"):
+            await client.compute(delayed(inc)(1), job_timeout="soon")
 
 
 async def test_a_client_that_is_closed_ends_its_jobs(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ async def test_an_event_is_not_unpickled(cluster: LocalCluster) -> None:
     async with WukongClient(cluster) as client:
         assert client._scheduler is not None
         for event in (b'"gASVHgAAAA=="', b"{}", b'{"wukong": 1, "job": "x", "executor": "0"}'):
-            await client._scheduler._invoker.invoke(event)
+            await client._scheduler.invoker.invoke(event)
         assert await client.compute(delayed(inc)(1)) == 2
 
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 
+from tests.integration.jobs import new_job
 from tests.simulation.model import ModelStore
 from tests.simulation.world import World
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Begun, JobState, Outcome, Reply, Status, Watch
-from wukong_async.store import Connections, JobStore, NewJob, scripts
+from wukong_async.store import Connections, JobStore, NewJob, lapsed_jobs, scripts
 from wukong_async.store.scripts import Script
 
 T = TypeVar("T")
@@ -83,8 +86,17 @@ class BothStores(ModelStore):
             super().renew(executor, generation), self.real.renew(executor, generation)
         )
 
-    def watch(self, most: int = 1000) -> Watch:
-        return self._same(super().watch(most), self.real.watch(most))
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
+        return self._same(super().watch(owner, most), self.real.watch(owner, most))
+
+    def retire(self) -> bool:
+        return self._same(super().retire(), self.real.retire())
+
+    def lapsed(self) -> bool:
+        async def ask() -> bool:
+            return self.real.job_id in await lapsed_jobs(self.server.connections, 0)
+
+        return self._same(super().lapsed(), ask())
 
     def cancel(self, state: JobState, error: bytes) -> JobState | None:
         return self._same(super().cancel(state, error), self.real.cancel(state, error))
@@ -155,6 +167,43 @@ def test_lua_and_the_model_agree(server: Server) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
         faults += sum(world.injected.values())
     assert faults > SEEDS
+
+
+def test_both_agree_on_owners_and_limits(server: Server) -> None:
+    store = type("Store", (BothStores,), {"server": server})
+    seen: set[object] = set()
+    for seed in range(SEEDS):
+        rng = random.Random(seed)
+        clock = [0.0]
+        both = store(partial(max, clock), lambda: None)
+        both.open()
+        limit = rng.choice((None, 3.0, 10.0))
+        both.create(new_job(lease=1.0, grace=1.5, owner="a", timeout=limit, attempts=100))
+        for _ in range(30):
+            clock[0] += rng.choice((0.0, 0.1, 1.0, 1.999, 2.0))
+            match rng.choice(("watch", "begin", "renew", "lapsed", "cancel", "retire")):
+                case "watch":
+                    watch = both.watch(rng.choice("abc") * rng.choice((0, 1, 1)))
+                    seen.add(("watch", watch.state, watch.owned))
+                case "begin":
+                    both.begin("0", "nonce")
+                case "renew":
+                    seen.add(both.renew("0", rng.choice((1, 2))))
+                case "lapsed":
+                    seen.add(("lapsed", both.lapsed()))
+                case "cancel" if rng.random() < 0.1:
+                    both.cancel(JobState.CANCELLED, b"")
+                case "retire":
+                    seen.add(("retire", both.retire()))
+            both.outcome()
+        both.cancel(JobState.CANCELLED, b"")
+        both.close()
+        both.forget()
+        assert both.is_empty()
+    states = (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED)
+    assert seen >= {("watch", state, owned) for state in states for owned in (True, False)}
+    assert seen >= {("retire", True), ("retire", False), ("lapsed", True), ("lapsed", False)}
+    assert seen >= {Status.OK, Status.STOP}
 
 
 def test_a_difference_is_noticed(server: Server) -> None:

@@ -12,7 +12,15 @@ import pytest
 from tests.integration.jobs import new_job
 from wukong_async import wire
 from wukong_async.protocol import Commit, JobState, Payload, Reply, Status
-from wukong_async.store import Connections, JobStore, Place, commit_body, payload
+from wukong_async.store import (
+    Connections,
+    JobStore,
+    Place,
+    commit_body,
+    lapsed_jobs,
+    payload,
+)
+from wukong_async.store.job import REGISTRY
 
 VALUE = Payload(b"\x01small")
 FRAME = [b"\x01", b"x" * 100]
@@ -230,6 +238,24 @@ async def test_done_with_tasks_missing_is_a_failure(job: Job) -> None:
     assert b"1 of 3 tasks passed" in (await job.store.outcome()).error
 
 
+@pytest.mark.parametrize("who", ["a watcher", "an executor"])
+async def test_a_job_that_takes_too_long_fails_whoever_notices(
+    job: Job, connections: Connections, who: str
+) -> None:
+    await job.create(timeout=300)
+    await job.store.begin("0", "n")
+    await job.leaf("0")
+    await job.store.begin("1", "n")
+    assert await job.store.renew("1", 1) is Status.OK
+    assert (await job.store.watch()).state is JobState.RUNNING
+    await connections.command(0, "HSET", f"wukong:{{{job.store.job_id}}}:job", "limit", 1)
+    if who == "a watcher":
+        assert (await job.store.watch()).state is JobState.FAILED
+    else:
+        assert await job.store.renew("1", 1) is Status.STOP
+    assert wire.unpack((await job.store.outcome()).error) == [b"timeout", 300_000, 1, 3]
+
+
 async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     await job.create(records=[("0", [0])], want=9)
     await job.store.begin("0", "n")
@@ -313,6 +339,102 @@ async def test_a_watcher_moves_the_deadline_of_everything(
     await job.store.extend(600)
     for each in await connections.command(0, "KEYS", "*"):
         assert await connections.command(0, "PTTL", each) > 500_000, each
+
+
+async def lapse(job: Job) -> None:
+    """Let the owner's lease be over."""
+    await job.store._connections.command(0, "ZADD", REGISTRY, "XX", 1, job.store.job_id)
+
+
+async def test_a_silent_owner_is_succeeded_by_one_of_its_watchers(
+    job: Job, connections: Connections
+) -> None:
+    await job.create(owner="client")
+    assert (await job.store.watch("client")).owned
+    assert not (await job.store.watch("proxy")).owned, "its lease is not over"
+    assert not (await job.store.watch()).owned
+    assert await lapsed_jobs(connections, 0) == []
+    await lapse(job)
+    assert await lapsed_jobs(connections, 0) == [job.store.job_id]
+    assert not (await job.store.watch()).owned, "it only watches"
+    assert (await job.store.watch("proxy")).owned
+    assert await lapsed_jobs(connections, 0) == []
+    assert not (await job.store.watch("another")).owned
+    assert not (await job.store.watch("client")).owned, "it was given up"
+
+
+async def test_the_registry_heals_and_forgets(job: Job, connections: Connections) -> None:
+    await job.create(owner="client")
+    await connections.command(0, "DEL", REGISTRY)
+    assert (await job.store.watch("client")).owned
+    assert await connections.command(0, "PTTL", REGISTRY) > 500_000
+    await lapse(job)
+    await connections.command(0, "DEL", f"wukong:{{{job.store.job_id}}}:job")
+    assert await lapsed_jobs(connections, 0) == [job.store.job_id]
+    assert (await job.store.watch("proxy")).state is None
+    assert await connections.command(0, "EXISTS", REGISTRY) == 0
+
+
+async def test_what_is_retired_keeps_its_results_for_a_while(
+    job: Job, connections: Connections
+) -> None:
+    await job.create(records=[("0", [0])], tasks=2, want=2, result_ttl=5, manifest=b"m")
+    await job.store.begin("0", "n")
+    big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
+    await job.store.put([*parts, ("b0", FRAME)], 600)
+    commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
+    await job.store.commit("0", 1, 1, commit_body(commit, {0: big}))
+    assert not await job.store.retire(), "it runs"
+    await job.commit("0", 1, 2, Commit(passed=1, reads=((0, 1),), results=(1,)))
+    for _ in range(2):
+        assert await job.store.retire()
+        outcome = await job.store.outcome()
+        assert outcome.state is JobState.DONE
+        frames = await job.store.resolve(outcome.results)
+        assert frames == {0: wire.join(FRAME), 1: VALUE.inline}
+        assert await job.store.notes("manifest") == [b"m"]
+    keys = await connections.command(0, "KEYS", "*")
+    assert len(keys) == 3 + len(parts), keys
+    for key in keys:
+        assert 0 < await connections.command(0, "PTTL", key) <= 5000, key
+    assert await job.store.put([("o1.0", FRAME)], 600) is Status.CLOSED
+    assert not (await job.store.watch("somebody")).owned
+    assert await lapsed_jobs(connections, 0) == []
+
+
+async def test_of_a_failure_only_the_words_are_kept(job: Job, connections: Connections) -> None:
+    await job.create(result_ttl=5)
+    await job.store.put([("b0", FRAME)], 600)
+    await job.store.cancel(JobState.FAILED, b"because")
+    assert await job.store.retire()
+    assert (await job.store.outcome()).error == b"because"
+    assert len(await connections.command(0, "KEYS", "*")) == 1
+
+
+@pytest.mark.parametrize("key", ["live", "rec"])
+async def test_a_watcher_notices_that_executors_are_lost(
+    job: Job, connections: Connections, key: str
+) -> None:
+    await job.create()
+    await job.expire("0", "1")
+    await connections.command(0, "DEL", f"wukong:{{{job.store.job_id}}}:{key}")
+    assert (await job.store.watch()).state is JobState.FAILED
+    assert wire.unpack((await job.store.outcome()).error)[0] == b"data"
+
+
+async def test_the_end_is_announced_to_all_who_listen(job: Job, connections: Connections) -> None:
+    assert not await job.store.listen("nothing")
+    await job.create()
+    for channel in ("first", "second", "first"):
+        assert await job.store.listen(channel)
+    assert await job.store.notes("channel") == [b"channel first second"]
+    async with connections.client(0).pubsub() as subscription:
+        await subscription.subscribe("second")
+        await job.store.cancel(JobState.CANCELLED, b"")
+        async for message in subscription.listen():
+            if message["type"] == "message":
+                break
+    assert message["data"] == job.store.job_id.encode()
 
 
 async def test_a_change_of_state_is_announced(job: Job, connections: Connections) -> None:

@@ -39,6 +39,7 @@ METADATA = (
     "dead",
     "claimed",
 )
+OWNED = 2
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Job:
     passed: int = 0
     commits: int = 0
     begins: int = 0
+    limit: float | None = None
+    owner: str | None = None
 
 
 @dataclass
@@ -80,6 +83,7 @@ class ModelStore:
     """Object → reads to come, place, whether its producer may make it again."""
     values: dict[int, bytes] = field(default_factory=dict)
     results: dict[int, bytes] = field(default_factory=dict)
+    owned: float | None = None
     is_open: bool = False
     arrived: set[int] = field(default_factory=set)
     taken: bytearray = field(default_factory=bytearray)
@@ -100,6 +104,7 @@ class ModelStore:
             or self.refs
             or self.values
             or self.results
+            or self.owned
             or self.is_open
             or self.arrived
             or self.taken
@@ -128,6 +133,9 @@ class ModelStore:
             return Status.OK
         self.job = Job(new)
         self.taken = bytearray(new.taken)
+        if new.timeout is not None:
+            self.job.limit = self.now() + new.timeout
+        self._own(self.job, new.owner)
         for executor, frontier in new.records:
             self.records[executor] = Record(tuple(frontier))
             self.live[executor] = self.now() + new.grace
@@ -356,18 +364,24 @@ class ModelStore:
         if record is None:
             return Status.FENCED
         assert self.job is not None
-        if self.job.state is not JobState.RUNNING:
+        if self.job.state is not JobState.RUNNING or self._timed_out(self.job):
             return Status.STOP
         self.live[executor] = self.now() + self._lease(record)
         return Status.OK
 
-    def watch(self, most: int = 1000) -> Watch:
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
         job = self.job
         if job is None:
+            self.owned = None
             return Watch(None)
+        owned = False
+        if job.owner is not None and owner:
+            owned = job.owner == owner or self.owned is None or self._is_over(self.owned)
+            if owned:
+                self._own(job, owner)
         revived: list[str] = []
         unheard = 0
-        if job.state is JobState.RUNNING:
+        if job.state is JobState.RUNNING and not self._timed_out(job):
             silent = sorted((e, x) for x, e in self.live.items() if self._is_over(e))
             for _, executor in silent[:most]:
                 record = self.records[executor]
@@ -386,7 +400,15 @@ class ModelStore:
                 grace = job.new.grace * min(2**record.unstarted, LONGEST)
                 self.live[executor] = self.now() + grace
                 revived.append(executor)
-        return Watch(job.state, tuple(revived), job.passed, len(self.live), unheard=unheard)
+        return Watch(
+            job.state,
+            tuple(revived),
+            job.passed,
+            len(self.live),
+            unheard=unheard,
+            owned=owned,
+            pause=min(job.new.lease, job.new.grace) / 2,
+        )
 
     def cancel(self, state: JobState, error: bytes) -> JobState | None:
         if self.job is None:
@@ -418,6 +440,7 @@ class ModelStore:
         if self.job is not None and self.job.state is JobState.RUNNING:
             return
         self.job = None
+        self.owned = None
         self.is_open = False
         for books in (
             self.live,
@@ -431,6 +454,32 @@ class ModelStore:
             self.dead,
         ):
             books.clear()
+
+    def retire(self) -> bool:
+        """Both halves at once."""
+        job = self.job
+        if job is not None and job.state is JobState.RUNNING:
+            return False
+        done = job is not None and job.state is JobState.DONE
+        places = [place_of(n, value) for n, value in self.results.items()] if done else []
+        stay = {name for place in places if place for name in place.names}
+        self.is_open = False
+        for name in self.index - stay:
+            self.objects.pop(name, None)
+        self.index &= stay
+        self.owned = None
+        if job is None or job.owner is None:
+            return True
+        job.owner = None
+        for books in (self.live, self.records, self.counts, self.refs, self.values):
+            books.clear()
+        if not done:
+            self.results.clear()
+        return True
+
+    def lapsed(self) -> bool:
+        """Whether the owner's lease is over."""
+        return self.owned is not None and self._is_over(self.owned)
 
     # Objects ----------------------------------------------------------------------------------
 
@@ -467,6 +516,19 @@ class ModelStore:
     def _is_over(self, time: float) -> bool:
         # Redis has whole milliseconds.
         return round(time * 1000) <= round(self.now() * 1000)
+
+    def _own(self, job: Job, owner: str) -> None:
+        job.owner = owner
+        self.owned = self.now() + OWNED * job.new.lease
+
+    def _timed_out(self, job: Job) -> bool:
+        if job.limit is None or not self._is_over(job.limit):
+            return False
+        assert job.new.timeout is not None
+        limit = round(job.new.timeout * 1000)
+        error = wire.pack(["overtime", limit, job.passed, job.new.tasks])
+        self._finish_job(JobState.FAILED, error)
+        return True
 
     def _lease(self, record: Record) -> float:
         assert self.job is not None

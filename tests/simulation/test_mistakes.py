@@ -86,10 +86,10 @@ class RenewalIsNotFenced(ModelStore):
 class ClocksRunSlow(ModelStore):
     """The watcher's clock is not the server's: nobody's lease is ever over."""
 
-    def watch(self, most: int = 1000) -> Watch:
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
         clock, self.now = self.now, lambda: -1e9
         try:
-            return super().watch(most)
+            return super().watch(owner, most)
         finally:
             self.now = clock
 

@@ -68,6 +68,8 @@ def test_times_and_sizes_in_dask_s_notation() -> None:
         ({"ttl": 1e10}, "wukong.ttl must be positive and at most"),
         ({"store_timeout": "100 years"}, "wukong.store_timeout: cannot read '100 years'"),
         ({"store_timeout": "1e300 s"}, "wukong.store_timeout must be positive and at most"),
+        ({"job_timeout": 0}, "wukong.job_timeout must be positive and at most"),
+        ({"job_timeout": "never"}, "wukong.job_timeout: cannot read 'never'"),
         ({"lease": 10**400}, "wukong.lease: cannot read 1000"),
         ({"lease": "1e400"}, "wukong.lease: cannot read '1e400'"),
         ({"lease": ""}, "wukong.lease: cannot read '' (there is no number in it)"),

@@ -12,6 +12,7 @@ from wukong_async import failure, wire
 from wukong_async.errors import (
     ExecutorLost,
     JobCancelled,
+    JobTimeout,
     ProtocolError,
     RemoteTraceback,
     SerializationError,
@@ -151,6 +152,7 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
         (["input", []], StoreLost, "has lost a part of the plan"),
         (["full", "it is full"], StoreFull, "it is full"),
         (["protocol", "3 of 4 tasks passed"], ProtocolError, "3 of 4 tasks passed"),
+        (["timeout", 1500, 3, 9], JobTimeout, "its limit of 1.5 s, and 3 of its 9 tasks"),
         (["novel"], ProtocolError, "cannot be read"),
     ],
 )

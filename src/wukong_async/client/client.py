@@ -16,11 +16,12 @@ from typing import Any, Protocol, Self, TypeVar
 
 from wukong_async import graph as graphs
 from wukong_async.client import defaults
+from wukong_async.client.job import Job, Verb
 from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError, ConfigError
 from wukong_async.local import LocalCluster
 from wukong_async.loops import LoopThread, run_on
-from wukong_async.scheduler import JobSummary, Scheduler
+from wukong_async.scheduler import AttachedJob, JobSummary, Options, Scheduler
 
 T = TypeVar("T")
 
@@ -223,6 +224,7 @@ class WukongClient:
         optimize_graph: bool = True,
         retries: int | None = None,
         timeout: float | str | None = None,
+        job_timeout: float | str | None = None,
     ) -> Any:
         """Compute Dask collections, or keys of a graph.
 
@@ -239,9 +241,10 @@ class WukongClient:
         retries
             How often a task that raises, or takes too long, is run again.
         timeout
-            Seconds, or Dask's notation, that each try of a task may take.
-
-        The last two hold for tasks that `dask.annotate(retries=…, timeout=…)` says nothing of.
+            Seconds, or Dask's notation, that each try of a task may take. This and `retries` hold
+            for tasks that `dask.annotate(retries=…, timeout=…)` says nothing of.
+        job_timeout
+            How long the job may run, in seconds or in Dask's notation; default: the setting.
 
         Returns
         -------
@@ -253,8 +256,8 @@ class WukongClient:
         The exception of a task that failed, whatever its type, with the remote traceback as its
         cause; else a `wukong_async.errors.WukongError`.
         """
-        annotations = graphs.annotations_of_call(retries, timeout)
-        return self._do(self._compute(args, keys, optimize_graph, annotations))
+        options = Options(graphs.annotations_of_call(retries, timeout), job_timeout)
+        return self._do(self._compute(args, keys, optimize_graph, options))
 
     def get(
         self,
@@ -263,11 +266,12 @@ class WukongClient:
         *,
         retries: int | None = None,
         timeout: float | str | None = None,
+        job_timeout: float | str | None = None,
         **kwargs: Any,
     ) -> Any:
         """A Dask scheduler: `x.compute(scheduler=client.get)`. Blocks, in any kind of use.
 
-        The options `retries` and `timeout` are those of `compute`.
+        The options `retries`, `timeout` and `job_timeout` are those of `compute`.
 
         Raises
         ------
@@ -279,7 +283,7 @@ class WukongClient:
         ignored = {"num_workers", "pool", "chunksize"}  # They say how to use this machine.
         if unknown := sorted(set(kwargs) - ignored):
             raise TypeError(f"WukongClient.get does not understand the option {unknown[0]!r}.")
-        annotations = graphs.annotations_of_call(retries, timeout)
+        options = Options(graphs.annotations_of_call(retries, timeout), job_timeout)
         with self._starting:
             if self._scheduler is None and not self._closed and self._thread is None:
                 self.start()
@@ -287,19 +291,28 @@ class WukongClient:
             "client.get, x.compute() or dask.compute(x)",
             "await client.compute(x)` of an `async with WukongClient()",
         )
-        return self._block(self._get(dsk, keys, annotations))
+        return self._block(self._get(dsk, keys, options))
+
+    def jobs(self) -> tuple[str, ...]:
+        """The ids of the jobs that this client runs now; `history` has those of finished ones."""
+        return self._active().jobs
+
+    def attach(self, job_id: str) -> Job:
+        """A job that another client has started, in this process or in another one.
+
+        It has to be in one of this client's stores. As long as its own client lives, that one
+        deletes it when it has the results; else they are kept for `wukong.result_ttl`.
+        """
+        return Job(job_id, lambda name, verb: self._do(self._about(name, verb)))
 
     async def _compute(
         self,
         args: tuple[Any, ...],
         keys: Any,
         optimize_graph: bool,
-        annotations: Mapping[str, object],
+        options: Options,
     ) -> Any:
-        if self._loop not in {None, asyncio.get_running_loop()}:
-            raise ClientStateError(
-                "This client belongs to another event loop: enter one in each loop that computes."
-            )
+        self._check_loop()
         if not args:
             raise TypeError("compute needs a collection or a graph.")
         if keys is None and len(args) == 2 and graphs.are_keys_of(args[1], args[0]):
@@ -307,26 +320,30 @@ class WukongClient:
         if keys is not None and len(args) == 1 and graphs.is_graph(args[0]):
             # Nothing is looked for in the graph: that takes longer than planning, and would use up
             # the iterators in it.
-            return await self._get(args[0], keys, annotations)
+            return await self._get(args[0], keys, options)
         in_thread = self._active().in_thread
         request = await in_thread(graphs.request, args, optimize_graph)
         if request is not None:
             if keys is not None:
                 raise TypeError("keys= goes with a graph, not with collections.")
-            values = request.finish(await self._get(request.graph, request.keys, annotations))
+            values = request.finish(await self._get(request.graph, request.keys, options))
             return values if len(args) > 1 else values[0]
         if not graphs.is_graph(args[0]):
             return args if len(args) > 1 else args[0]
         if len(args) > 1:
             raise TypeError("compute takes one graph, and keys once.")
         sinks = await in_thread(graphs.sinks, args[0])
-        return dict(zip(sinks, await self._get(args[0], sinks, annotations), strict=True))
+        return dict(zip(sinks, await self._get(args[0], sinks, options), strict=True))
 
-    async def _get(self, dsk: object, keys: Any, annotations: Mapping[str, object]) -> Any:
-        flat = graphs.flat(keys)
-        values, summary = await self._active().run(dsk, flat, annotations)
+    async def _get(self, dsk: object, keys: Any, options: Options) -> Any:
+        values, summary = await self._active().run(dsk, keys, options)
         self.history.append(summary)
-        return graphs.nest(keys, values)
+        return values
+
+    async def _about(self, job_id: str, verb: Verb) -> Any:
+        self._check_loop()
+        scheduler = self._active()
+        return await scheduler.supervise(verb(AttachedJob(scheduler, job_id)))
 
     # Two faces --------------------------------------------------------------------------------
 
@@ -338,6 +355,12 @@ class WukongClient:
                 "This client is not started: use `async with`, `with` or start()."
             )
         return self._scheduler
+
+    def _check_loop(self) -> None:
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            raise ClientStateError(
+                "This client belongs to another event loop: enter one in each loop that computes."
+            )
 
     def _do(self, work: Coroutine[Any, Any, T]) -> Any:
         """The coroutine in asynchronous use, its result in synchronous use."""

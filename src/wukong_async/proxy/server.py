@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from typing import Any, Self
@@ -19,6 +20,7 @@ from wukong_async.proxy.frames import (
     read_frame,
     write_frame,
 )
+from wukong_async.proxy.keeper import Keeper
 
 log = logging.getLogger("wukong.proxy")
 
@@ -30,8 +32,14 @@ DRAIN_TIMEOUT = 10.0
 """Seconds at the end to finish what was received: a peer may never read its answer."""
 
 
+LOOK_EVERY = 5.0
+"""Seconds between two looks for jobs whose client is gone."""
+
+
 class ProxyServer:
     """Listens at `host` and fires what authenticated peers send. An async context manager.
+
+    If its settings name a store, it watches the jobs there whose client is gone, too.
 
     Raises
     ------
@@ -39,7 +47,9 @@ class ProxyServer:
         On construction, if the settings have no `proxy_secret`.
     """
 
-    def __init__(self, settings: Settings, host: str, port: int) -> None:
+    def __init__(
+        self, settings: Settings, host: str, port: int, *, look_every: float = LOOK_EVERY
+    ) -> None:
         if settings.proxy_secret is None:
             raise ConfigError(
                 "wukong.proxy_secret is not set: a proxy invokes functions for whoever knows it,"
@@ -49,6 +59,8 @@ class ProxyServer:
         self._host = host
         self.port = port
         self._invoker = Invoker(settings)
+        self.keeper = Keeper(settings, self._invoker, look_every)
+        self._stack = contextlib.AsyncExitStack()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
@@ -59,12 +71,11 @@ class ProxyServer:
         return f"<ProxyServer {self._host}:{self.port} connections={len(self._open)}>"
 
     async def __aenter__(self) -> Self:
-        await self._invoker.__aenter__()
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._invoker)
             self._server = await asyncio.start_server(self._serve, self._host, self.port)
-        except BaseException:
-            await self._invoker.__aexit__(None, None, None)
-            raise
+            await stack.enter_async_context(self.keeper)
+            self._stack = stack.pop_all()
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -80,7 +91,7 @@ class ProxyServer:
             if late:
                 log.warning("%d connections were cut off after %g s", len(late), DRAIN_TIMEOUT)
                 await asyncio.wait(late)
-        await self._invoker.__aexit__(None, None, None)
+        await self._stack.aclose()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         me = asyncio.current_task()

@@ -32,7 +32,7 @@ class Announcements:
     def __init__(self, connections: Connections) -> None:
         self.channel = f"wukong:announce:{secrets.token_hex(8)}"
         self._connections = connections
-        self._waiting: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, list[asyncio.Event]] = {}
         self._unheard = set(range(len(connections)))
         self._ready = asyncio.Event()
         self._pause = FIRST_PAUSE
@@ -77,11 +77,14 @@ class Announcements:
     @contextmanager
     def expect(self, job_id: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever the job should be looked at. Enter before `create`."""
-        event = self._waiting[job_id] = asyncio.Event()
+        event = asyncio.Event()
+        self._waiting.setdefault(job_id, []).append(event)
         try:
             yield event
         finally:
-            del self._waiting[job_id]
+            self._waiting[job_id].remove(event)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
 
     async def _listen(self) -> None:
         while not self._closing:
@@ -114,6 +117,5 @@ class Announcements:
             self._wake(job_id)
 
     def _wake(self, job_id: str) -> None:
-        event = self._waiting.get(job_id)
-        if event is not None:
+        for event in self._waiting.get(job_id, ()):
             event.set()

@@ -23,7 +23,7 @@ from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
 from wukong_async.plan import Plan
-from wukong_async.store import block_name, payload
+from wukong_async.store import MANIFEST, block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
 """Literals of these types are not worth a look."""
@@ -87,14 +87,49 @@ class Upload:
             return _shown(self.plan.keys[number])
         return f"number {number}"
 
+    @property
+    def results(self) -> dict[Hashable, int]:
+        """Requested keys that are computed → their numbers."""
+        outputs, numbers = self.graph.outputs, self.plan.numbers
+        return {key: numbers[output] for key, output in outputs.items() if output in numbers}
+
+    @property
+    def constants(self) -> dict[Hashable, Any]:
+        """Requested keys that need no computation → their values."""
+        outputs, literals = self.graph.outputs, self.graph.literals
+        return {key: literals[output] for key, output in outputs.items() if output in literals}
+
+    def manifest(self, keys: object) -> tuple[bytes, list[tuple[str, wire.Segments]]]:
+        """What whoever attaches has to know of the results, as a stored value and its objects.
+
+        Parameters
+        ----------
+        keys
+            The requested keys, nested as they were asked for.
+        """
+        try:
+            frame = wire.dumps((keys, self.results, self.constants))
+        except SerializationError:
+            frame = wire.dumps(None)  # Only its own client can have the results.
+        stored, objects = payload(
+            MANIFEST,
+            frame,
+            writer="manifest",
+            inline_limit=self.settings.inline_limit,
+            part_size=self.settings.part_size,
+        )
+        return stored.inline, objects
+
     def batches(self) -> Iterator[list[tuple[str, wire.Segments]]]:
-        """Everything to put, in batches.
+        """Everything to put, in batches. From the beginning each time: a job may be run twice.
 
         Raises
         ------
         wukong_async.errors.SerializationError
             Naming the task and the object that does not pickle.
         """
+        for made in (self.starts, self.values, self._large, self._apart, self._labels):
+            made.clear()
         batch: list[tuple[str, wire.Segments]] = []
         waiting = 0
         for name, segments in chain(self._literals(), self._blocks()):

@@ -5,16 +5,18 @@ for one job: the protocol's scripts on its metadata shard, its objects on the da
 """
 
 from wukong_async.store.connections import Connections
-from wukong_async.store.job import JobStore, NewJob
-from wukong_async.store.values import Place, block_name, commit_body, payload, place_of
+from wukong_async.store.job import JobStore, NewJob, lapsed_jobs
+from wukong_async.store.values import MANIFEST, Place, block_name, commit_body, payload, place_of
 
 __all__ = [
+    "MANIFEST",
     "Connections",
     "JobStore",
     "NewJob",
     "Place",
     "block_name",
     "commit_body",
+    "lapsed_jobs",
     "payload",
     "place_of",
 ]

@@ -26,7 +26,7 @@ from wukong_async.protocol import (
 )
 from wukong_async.store import scripts
 from wukong_async.store.connections import Connections
-from wukong_async.store.values import Place, place_of
+from wukong_async.store.values import MANIFEST, Place, place_of
 
 BATCH_BYTES = 64 * 1024 * 1024
 """Most bytes that one request writes or asks for: bounds the buffers on both sides."""
@@ -46,6 +46,10 @@ METADATA = (
     "taken",
     "dead",
 )
+REGISTRY = "wukong:jobs"
+"""On each server, its jobs and when the leases of their owners are over."""
+MOST_LAPSED = 100
+"""Jobs without an owner that are told of at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,16 @@ class NewJob:
     """(literal, pointer): values of the plan that are objects of their own."""
     records: Sequence[tuple[str, Sequence[int]]]
     """(executor, frontier)."""
+    timeout: float | None = None
+    """How long it may run."""
+    owner: str = ""
+    """The token of whoever cleans up; see `watch`."""
+    result_ttl: float = Settings.result_ttl
+    """How long the results outlive the job if its owner is gone."""
+    manifest: bytes = b""
+    """What of the results others have to know; opaque here. A stored value."""
+    versions: bytes = b""
+    """What the client speaks; opaque here."""
 
     @property
     def taken(self) -> bytes:
@@ -80,6 +94,12 @@ class NewJob:
         return bytes(bits)
 
 
+async def lapsed_jobs(connections: Connections, shard: int) -> list[str]:
+    """Jobs of a server whose owner has fallen silent: whoever watches one takes it over."""
+    answer = await connections.call(shard, scripts.LAPSED, [REGISTRY], MOST_LAPSED)
+    return [job_id.decode() for job_id in answer]
+
+
 class JobStore:
     """What can be said to the store about job `job_id`."""
 
@@ -87,7 +107,7 @@ class JobStore:
         self.job_id = job_id
         self._connections = connections
         self._shard = connections.shard(job_id)
-        self._metadata = [self._key(name) for name in METADATA]
+        self._metadata = [*(self._key(name) for name in METADATA), REGISTRY]
 
     def __repr__(self) -> str:
         return f"<JobStore {self.job_id} on {self._connections!r}>"
@@ -111,6 +131,11 @@ class JobStore:
             job.values,
             [[executor, wire.pack(list(frontier))] for executor, frontier in job.records],
             job.taken,
+            _ms(job.timeout or 0),
+            job.owner,
+            _ms(job.result_ttl),
+            job.manifest,
+            job.versions,
         ]
         return Status((await self._call(scripts.CREATE, wire.pack(body))).decode())
 
@@ -154,19 +179,28 @@ class JobStore:
         answer = await self._call(scripts.RENEW, executor, generation, nonce)
         return Status(answer.decode())
 
-    async def watch(self, most: int = 1000) -> Watch:
-        """Revive executors whose lease is over and keep the job from expiring."""
-        answer = await self._call(scripts.WATCH, most)
+    async def watch(self, owner: str = "", most: int = 1000) -> Watch:
+        """Revive executors whose lease is over and keep the job from expiring.
+
+        Parameters
+        ----------
+        owner
+            The watcher's token, which takes the job over from an owner who has fallen silent;
+            default: only watch.
+        """
+        answer = await self._call(scripts.WATCH, most, owner)
         if not answer:
             return Watch(None)
-        state, passed, live, extended, revived, unheard = answer
+        state, passed, live, extended, revived, unheard, owned, pause = answer
         return Watch(
             JobState(state.decode()),
             tuple(executor.decode() for executor in revived),
             passed,
             live,
-            bool(extended),
+            extended / 1000,
             unheard,
+            bool(owned),
+            pause / 1000,
         )
 
     async def cancel(self, state: JobState, error: bytes) -> JobState | None:
@@ -195,6 +229,53 @@ class JobStore:
         await asyncio.gather(*(self._close(shard) for shard in shards))
         await self._call(scripts.FINISH)
         return True
+
+    async def retire(self, stays: Iterable[str] = ()) -> bool:
+        """Delete of a job that has ended what nobody can ask for any more; False if it runs.
+
+        The results stay for `result_ttl`, and so does what it takes to read them.
+
+        Parameters
+        ----------
+        stays
+            More objects to keep.
+        """
+        outcome = await self.outcome()
+        ttl, manifest = await self.notes("result_ttl", "manifest")
+        if outcome.state is JobState.RUNNING:
+            return False
+        stored = [*outcome.results.items(), (MANIFEST, manifest or b"")]
+        places = [place_of(number, value) for number, value in stored]
+        kept = [*stays, *(name for place in places if place for name in place.names)]
+        names = [self._key(name) for name in kept]
+        shards = range(len(self._connections))
+        await asyncio.gather(*(self._close(s, ttl=int(ttl or 0), stays=names) for s in shards))
+        await self._call(scripts.RETIRE)
+        return True
+
+    async def listen(self, channel: str) -> bool:
+        """Have the job's end announced on `channel` as well; False if there is no such job."""
+        return bool(await self._call(scripts.LISTEN, channel) == b"OK")
+
+    async def notes(self, *names: str) -> list[bytes | None]:
+        """Fields of the job: `manifest`, `versions`, …; None for what is not there."""
+        words = ("HMGET", self._key("job"), *names)
+        found: list[bytes | None] = await self._connections.command(self._shard, *words)
+        return found
+
+    async def count(self) -> tuple[JobState | None, int, int, int]:
+        """The job's state (None: unknown), its tasks, those that have passed, live executors."""
+        state, tasks, passed = await self.notes("state", "tasks", "passed")
+        if state is None:
+            return None, 0, 0, 0
+        live = await self._connections.command(self._shard, "ZCARD", self._key("live"))
+        return JobState(state.decode()), int(tasks or 0), int(passed or 0), live
+
+    async def is_open(self) -> bool:
+        """Whether every shard has the mark without which the job cannot write there."""
+        words = ("EXISTS", self._key("open"))
+        shards = range(len(self._connections))
+        return all(await asyncio.gather(*(self._connections.command(s, *words) for s in shards)))
 
     async def release(self) -> None:
         """Delete the objects of the job even if it runs: a full store needs room to end it."""
@@ -316,9 +397,11 @@ class JobStore:
     async def _call(self, script: scripts.Script, *args: Any) -> Any:
         return await self._connections.call(self._shard, script, self._metadata, *args)
 
-    async def _close(self, shard: int, *, running: bool = False) -> bool:
+    async def _close(
+        self, shard: int, *, running: bool = False, ttl: int = 0, stays: Sequence[str] = ()
+    ) -> bool:
         keys = [*self._index(), self._key("job")]
-        answer = await self._connections.call(shard, scripts.CLOSE, keys, int(running))
+        answer = await self._connections.call(shard, scripts.CLOSE, keys, int(running), ttl, *stays)
         return bool(answer == b"OK")
 
     async def _put_batch(

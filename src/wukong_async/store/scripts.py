@@ -31,8 +31,14 @@ WATCH = _read("watch", prelude=_COMMON)
 CANCEL = _read("cancel", prelude=_COMMON)
 OUTCOME = _read("outcome", prelude=_COMMON)
 FINISH = _read("finish", prelude=_COMMON)
+RETIRE = _read("retire", prelude=_COMMON)
+LISTEN = _read("listen", prelude=_COMMON)
 CONFIRM = _read("confirm")
 CLOSE = _read("close")
 EXTEND = _read("extend")
+LAPSED = _read("lapsed", prelude=_COMMON)
 
-ALL = (CREATE, BEGIN, COMMIT, RENEW, WATCH, CANCEL, OUTCOME, FINISH, CONFIRM, CLOSE, EXTEND)
+ALL = (
+    *(CREATE, BEGIN, COMMIT, RENEW, WATCH, CANCEL, OUTCOME, FINISH, RETIRE, LISTEN),
+    *(CONFIRM, CLOSE, EXTEND, LAPSED),
+)

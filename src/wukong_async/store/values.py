@@ -17,6 +17,8 @@ from wukong_async import wire
 from wukong_async.protocol import Commit, Payload
 
 POINTER = b"\x00"
+MANIFEST = 0
+"""The number under which a manifest is stored; its writer is called so, and no executor is."""
 
 
 @dataclass(frozen=True, slots=True)

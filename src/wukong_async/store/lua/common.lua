@@ -14,14 +14,17 @@
 --       9 arr   bits   edges whose arrival was brought by a commit that passed nothing
 --      10 taken bits   tasks that are or were in somebody's frontier
 --      11 dead  bits   objects that were freed before their producer passed
+--      12 jobs  zset   job -> time its owner's lease is over: all jobs of this server that somebody
+--                      has to clean up after
 --
 -- All times are this server's, in milliseconds. Numbers stay below 2^53. Everything is decoded
 -- before the first write, because Lua does not roll back.
 
-local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, ARR, TAKEN, DEAD =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, ARR, TAKEN, DEAD, JOBS = unpack(KEYS, 1, 12)
+local ID = string.match(JOB, '{(.*)}')
 local call = redis.call
 local CHUNK = 2000 -- values that unpack() can take safely; its own limit is near 8,000
+local OWNED = 2 -- an owner's lease is this many times an executor's
 local LONGEST = 8 -- a lease or a grace grows at most this many times over
 
 local function now()
@@ -78,11 +81,31 @@ local function expire(deadline, ...)
   for _, key in ipairs({ ... }) do call('PEXPIREAT', key, deadline) end
 end
 
+-- The registry is no key of the job: it lives as long as any job of the server may.
+local function keep_registry(ttl)
+  if call('PTTL', JOBS) < tonumber(ttl) then call('PEXPIRE', JOBS, ttl) end
+end
+
+local function own(owner, t, lease, ttl)
+  call('HSET', JOB, 'owner', owner)
+  call('ZADD', JOBS, t + OWNED * lease, ID)
+  keep_registry(ttl)
+end
+
 -- The only way out of the running state.
 local function finish_job(state, err)
   local job = call('HMGET', JOB, 'channel', 'id')
   call('HSET', JOB, 'state', state, 'error', err)
-  call('PUBLISH', job[1], job[2])
+  for channel in string.gmatch(job[1], '%S+') do call('PUBLISH', channel, job[2]) end
+end
+
+-- Whether a running job has taken longer than it may; then it has failed here and now.
+local function timed_out(t)
+  local job = call('HMGET', JOB, 'limit', 'timeout', 'passed', 'tasks')
+  if not job[1] or job[1] == '0' or tonumber(job[1]) > t then return false end
+  finish_job('failed', cmsgpack.pack({ 'overtime', tonumber(job[2]), tonumber(job[3]),
+    tonumber(job[4]) }))
+  return true
 end
 
 local function in_chunks(command, key, args)

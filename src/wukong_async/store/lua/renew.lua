@@ -6,6 +6,6 @@ local x = ARGV[1]
 local r = fenced_record(x, tonumber(ARGV[2]), ARGV[3])
 if not r then return 'FENCED' end
 local job = call('HMGET', JOB, 'state', 'lease')
-if job[1] ~= 'running' then return 'STOP' end
+if job[1] ~= 'running' or timed_out(now()) then return 'STOP' end
 call('ZADD', LIVE, 'XX', lease_end(r, job[2]), x)
 return 'OK'
