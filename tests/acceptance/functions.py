@@ -166,3 +166,17 @@ def make_home_leaver() -> HomeLeaver:
 
 def add_lengths(*values: Any) -> int:
     return sum(map(len, values))
+
+
+def inc_slowly(x: int, seconds: float) -> int:
+    """Takes its time, but can be interrupted."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+    return x + 1
+
+
+def sleep_through(x: Any, seconds: float) -> Any:
+    """Cannot be interrupted: it is in C code."""
+    time.sleep(seconds)
+    return x
