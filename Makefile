@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench simulate format constraints clean
+.PHONY: help demo test check bench simulate chaos format constraints clean
 
 help:
 	@echo "make demo        the original's examples, computed by real executors"
@@ -16,6 +16,7 @@ help:
 	@echo "make check       ruff, mypy --strict, import contracts"
 	@echo "make bench       tree reduction beside dask.distributed"
 	@echo "make simulate    more protocol simulation: SEEDS=100000"
+	@echo "make chaos       jobs while everything fails that may: SECONDS=60 SEED=0"
 
 demo: $(VENV)/.demo
 	$(BIN)/wukong demo
@@ -35,6 +36,11 @@ bench: $(VENV)/.bench
 SEEDS ?= 100000
 simulate: $(VENV)/.test
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+SECONDS ?= 60
+SEED ?= 0
+chaos: $(VENV)/.test
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
 
 format: $(VENV)/.check
 	$(BIN)/ruff check --fix .

@@ -9,9 +9,9 @@ from wukong_async._version import __version__
 
 if TYPE_CHECKING:
     from wukong_async.client import Job, WukongClient
-    from wukong_async.local import EventInvokeConfig, LocalCluster
+    from wukong_async.local import EventInvokeConfig, Faults, LocalCluster
 
-__all__ = ["EventInvokeConfig", "Job", "LocalCluster", "WukongClient", "__version__"]
+__all__ = ["EventInvokeConfig", "Faults", "Job", "LocalCluster", "WukongClient", "__version__"]
 
 # On first use: an executor imports this package too, and must not pay for a client.
 _HOME = {
@@ -19,6 +19,7 @@ _HOME = {
     "WukongClient": "wukong_async.client",
     "LocalCluster": "wukong_async.local",
     "EventInvokeConfig": "wukong_async.local",
+    "Faults": "wukong_async.local",
 }
 
 

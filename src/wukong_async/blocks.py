@@ -2,10 +2,11 @@
 
 A block is a frame of wire.py with one entry for each of its tasks, pickled one by one::
 
-    (node, names, sources, constants, consumers, degrees, requested)
+    (node, names, sources, constants, consumers, degrees, requested, limits)
 
 `node` is a callable over `{name: value}`; `names[i]` is provided by object `sources[i]`: a task's
-output (≥ 0) or a large literal (< 0). `constants` are small literals, by name, or None.
+output (≥ 0) or a large literal (< 0). `constants` are small literals, by name, or None. `limits`
+are None for most tasks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ Entry: TypeAlias = tuple[
     tuple[int, ...],
     tuple[int, ...],
     bool,
+    tuple[int, float | None] | None,
 ]
+
+
+class Limits(NamedTuple):
+    """How often and how long a task is tried."""
+
+    retries: int = 0
+    """Tries after the first one."""
+    timeout: float | None = None
+    """Seconds for each try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,8 @@ class PlanFacts:
 
     starts: Sequence[int]
     """The first task of each block."""
+    edges: Sequence[int]
+    """The first edge of each block; edges are numbered by their producers."""
     inline_limit: int
     """Outputs of at most this many bytes travel inside commits."""
     part_size: int
@@ -45,12 +58,17 @@ class PlanFacts:
 
     def pack(self) -> bytes:
         """As `create` takes them."""
-        return wire.pack([list(self.starts), self.inline_limit, self.part_size, self.ttl])
+        return wire.pack(
+            [list(self.starts), list(self.edges), self.inline_limit, self.part_size, self.ttl]
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The inverse of `pack`."""
         return cls(*wire.unpack(data))
+
+
+NO_LIMITS = Limits()
 
 
 class Program(NamedTuple):
@@ -60,6 +78,7 @@ class Program(NamedTuple):
     names: tuple[Hashable, ...]
     sources: tuple[int, ...]
     constants: dict[Hashable, Any] | None
+    limits: Limits = NO_LIMITS
 
     def run(self, values: dict[int, Any]) -> Any:
         """The task's output, given all of its sources."""
@@ -99,8 +118,8 @@ def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
     return wire.dumps_some(entries, most)
 
 
-def decode(frame: bytes, first: int) -> Block:
-    """The tasks of a block whose first one has number `first`.
+def decode(frame: bytes, first: int, edge: int) -> Block:
+    """The tasks of a block whose first one has number `first`, and its first edge `edge`.
 
     Raises
     ------
@@ -111,7 +130,7 @@ def decode(frame: bytes, first: int) -> Block:
     with collector_paused():
         try:
             for number, entry in enumerate(wire.loads_some(frame), first):
-                node, names, sources, constants, consumers, degrees, requested = entry
+                node, names, sources, constants, consumers, degrees, requested, limits = entry
                 inputs = sources
                 literals: tuple[int, ...] = ()
                 if sources and min(sources) < 0:
@@ -119,8 +138,13 @@ def decode(frame: bytes, first: int) -> Block:
                     literals = tuple({s: None for s in sources if s < 0})
                 if len(inputs) > 1:
                     inputs = tuple(dict.fromkeys(inputs))
-                specs.append(TaskSpec(number, inputs, consumers, degrees, requested, literals))
-                programs[number] = Program(node, names, sources, constants)
+                limits = NO_LIMITS if limits is None else Limits(*limits)
+                limited = limits.timeout is not None
+                specs.append(
+                    TaskSpec(number, inputs, consumers, degrees, requested, literals, edge, limited)
+                )
+                edge += len(consumers)
+                programs[number] = Program(node, names, sources, constants, limits)
         except Exception as error:  # A task that does not come back, or a damaged frame.
             cause = error.__cause__ if isinstance(error, wire.ItemError) else error
             raise Unreadable(first + len(specs)) from cause

@@ -10,39 +10,49 @@ Theory of operation
 An executor answers for a *frontier*: tasks whose inputs are durable. It works in rounds::
 
     BEGIN ──► WORK ──► PUBLISH ──► COMMIT ──┬─► WORK    claims: the next frontier
-                 │                    ▲     └─► EXIT    the record is gone, or fenced, or stopped
-                 └── failed, lost ────┘
+              │  ▲        │           ▲     └─► EXIT    the record is gone, or fenced, or stopped
+              └──┘        └── failed ─┘
+        soft commits
 
 In WORK it runs all that can be run: the frontier, consumers with a single input, and fan-ins all
 of whose inputs were made in this round. When nothing is left it publishes the outputs that a
-task elsewhere will read (data first), and commits (visibility second): every task of the round
-passes for good, and a fan-in whose other inputs had arrived before is claimed and becomes the new
-frontier.
+task elsewhere will read (data first), and sends a hard commit (visibility second): every task of
+the round passes for good, and a fan-in whose other inputs had arrived before is claimed and becomes
+the new frontier.
+
+While it works it may say what it has to others in soft commits, which pass nothing: inputs arrive
+at fan-ins, fan-ins are probed, ready tasks are offered to new executors (`share`). When it dies,
+its successor does the same work again, and finds the effects of such commits done.
+
+`hand_over` ends a round before its time: what is done passes, what is ready becomes the frontier of
+the next incarnation.
 
 Rules of this file:
 
 1. Scheduling is ahead of running. `_take` settles the order of the next tasks as if those before
    them had succeeded; they run in that order in one thread. If one fails the job fails, so nothing
-   has to be undone.
-2. A claimed fan-in has all its inputs in the store, hence none of them is made in this round: the
-   tasks of the frontier and the consumers reached from it never meet.
-3. A value stays in memory while a task that will run here reads it, or until it is published.
-   `_left` has the outputs of this round and how many consumers of each have not run here;
-   `_kept` the objects of earlier rounds or from the store, `_need` how many tasks of the frontier's
-   window read each.
+   has to be undone. `_undone` has those that have not run.
+2. A consumer that is reached is looked up in this order: one of the frontier only loses its mark
+   for this input; one that is in somebody's hands is let alone; one that has all inputs from this
+   round, none of which has been told to the store, is ready; any other waits for the store.
+3. A value made here stays in memory while a consumer has not run here (`_left`), at most until the
+   round ends; one from the store or an earlier round (`_kept`) as long as a task of the frontier's
+   window reads it (`_need`).
 4. Literals are read like the inputs of a frontier task. A task that is reached and finds one
    missing is set aside (`_starved`) until it is there.
 5. One commit is in flight at most, and it is formed once: whoever sends it again sends the same.
+   What it offers is nobody's until it is answered.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
-from wukong_async.protocol import Begun, Commit, Reply, Status, TaskSpec
+from wukong_async.protocol import Begun, Commit, Marks, Reply, Status, TaskSpec, has_bit
 
 RUN_LIMIT = 256
 """Tasks in one Run: enough to make the hand-over to the worker thread (50 µs) cheap."""
@@ -54,6 +64,8 @@ matrices in blocks of 8 MB reads most of them again."""
 FETCH_MOST = 4096
 FETCH_FIRST = 32
 """Objects to read while nothing is known of their size."""
+COMMIT_MOST = 20_000
+"""Arrivals and outputs in one commit: a script that takes 50 ms holds up everybody else."""
 STARVED_MOST = 8
 """Tasks set aside for their literals; more would only fill the memory."""
 
@@ -96,7 +108,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run these tasks in this order; answer with `ran` or `failed`."""
+    """Run these tasks in this order; answer with `ran`, also if not all of them, or `failed`."""
 
     steps: tuple[Step, ...]
 
@@ -131,21 +143,39 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Invoke:
+    """Invoke the executors that have come of these offers of a commit. No answer."""
+
+    sequence: int
+    offers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InvokeAgain:
+    """Invoke this executor again: it has given its record back. No answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """Return normally. Nothing is started, published or committed after this."""
 
     reason: Status
 
 
-Action: TypeAlias = Begin | Load | Fetch | Run | Publish | Send | Drop | Delete | Exit
+Action: TypeAlias = (
+    Begin | Load | Fetch | Run | Publish | Send | Drop | Delete | Invoke | InvokeAgain | Exit
+)
 
 
 class Engine:
     """The decisions of one incarnation of one executor."""
 
     # The books of one round; `_start_round` opens them.
-    _frontier: list[int]
-    _head: int  # Frontier tasks before this have been scheduled,
+    _mine: set[int]  # The frontier as the store has it,
+    _marks: dict[int, set[int]]  # with inputs that are in no store,
+    _missing: dict[int, set[int]]  # and those of them that are not in memory either.
+    _frontier: list[int]  # What of it can run:
+    _head: int  # tasks before this have been scheduled,
     _window: int  # before this have their inputs in memory or asked for,
     _ahead: int  # before this have their blocks loaded or asked for.
     _stack: list[int]  # Ready; the next one on top.
@@ -153,12 +183,18 @@ class Engine:
     _unasked: list[int]  # which has not been asked for; the next one last.
     _starved: list[int]  # Ready, but for a literal,
     _fed: set[int]  # which has been asked for.
-    _arrived: dict[int, int]  # Consumer → inputs made here, while some are missing,
+    _pending: dict[int, list[tuple[int, int]]]  # Consumer → (edge, input made here), untold,
     _degree: dict[int, int]  # and its in-degree.
-    _made: list[int]
+    _edges: set[int]  # Edges that were told to the store.
+    _probed: set[int]
+    _scheduled: set[int]
+    _made: list[int]  # The same, in order.
+    _undone: dict[int, tuple[int, ...]]  # The last of them, which have not run, and their drops.
     _left: dict[int, int]
     _need: dict[int, int]
-    _unread: set[int]  # Read for the last time by the Run in flight.
+    _unread: set[int]  # In memory, and not needed any more when the Run in flight is done.
+    _published: set[int]  # By soft commits.
+    _handed: set[int]
     _loading: set[int]
     _fetching: set[int]
     _running: bool
@@ -167,12 +203,20 @@ class Engine:
     def __init__(self) -> None:
         self.state = State.BEGIN
         self.generation = 0
+        self.free = 0
+        """Concurrency slots that were not in use when the store was asked last."""
         self._sequence = 0
+        self._check = False
+        self._taken = b""
         self._specs: dict[int, TaskSpec] = {}
         self._actions: list[Action] = [Begin()]
         self._object_bytes = 0.0
         self._kept: set[int] = set()
-        self._start_round(())
+        self._next: Commit | None = None  # Formed, and waiting for its data.
+        self._sent: Commit | None = None  # In flight.
+        self._failing = False
+        self._leaving = False
+        self._start_round((), ())
 
     def __repr__(self) -> str:
         return (
@@ -197,7 +241,8 @@ class Engine:
             return
         self.generation = answer.generation
         self._sequence = answer.sequence
-        self._start_round(answer.frontier)
+        self._check, self._taken = answer.check, answer.taken
+        self._start_round(answer.frontier, answer.marks)
         self.state = State.WORK
 
     def loaded(self, specs: Iterable[TaskSpec]) -> None:
@@ -215,83 +260,174 @@ class Engine:
     def fetched(self, sizes: Mapping[int, int]) -> None:
         """Objects that are in memory now, with their bytes."""
         self._fetching.difference_update(sizes)
-        self._kept.update(sizes)
         mean = sum(sizes.values()) / max(1, len(sizes))
         self._object_bytes = max(mean, self._object_bytes / 2)
+        stored = [number for number in sizes if number not in self._left]
+        self._kept.update(number for number in stored if number in self._need)
+        # Their reader got them from here meanwhile, or was handed over.
+        self._unread.update(number for number in stored if number not in self._need)
+        if not self._running:
+            self._drop_unread()
         for task in [t for t in self._starved if self._kept.issuperset(self._specs[t].literals)]:
             self._starved.remove(task)
             self._stack.append(task)
 
-    def ran(self) -> None:
-        """All steps of the Run are done."""
+    def ran(self, count: int | None = None) -> None:
+        """The first `count` steps of the Run are done, by default all; the others did not start."""
         self._running = False
-        if self._unread:
-            self._kept.difference_update(self._unread)
-            self._actions.append(Drop(tuple(sorted(self._unread))))
-            self._unread.clear()
+        self._undone = {} if count is None else dict(list(self._undone.items())[count:])
+        self._drop_unread()
 
     def failed(self) -> None:
         """A task failed, its output does not pickle, or an input is lost: the job fails."""
         if self.state in (State.WORK, State.PUBLISH):
-            self._send(Commit(failed=True))
+            self._next = None
+            self._failing = True
+            if self._sent is None:
+                self._send(Commit(failed=True))
 
     def published(self) -> None:
-        """The outputs are durable."""
-        self._send(self._commit())
+        """The outputs of the last Publish are durable."""
+        if self._next is not None:
+            self._send(self._next)
 
     def replied(self, reply: Reply) -> None:
         """The answer to Send."""
+        commit, self._sent = self._sent, None
+        assert commit is not None
+        if reply.status is Status.FENCED:
+            # The commit may have had its effect before: `begin` sorts out who is invoked in vain.
+            self._invoke(commit, (True,) * len(commit.offers), again=commit.release)
         if reply.status is not Status.OK:
             self._exit(reply.status)
             return
+        self.free = reply.free
+        self._invoke(commit, reply.accepted, again=commit.release and not reply.gone)
         if reply.deletes:
             self._actions.append(Delete(reply.deletes))
-        if reply.gone:
+        if reply.gone or commit.release:
             self._exit(Status.OK)
-            return
-        # Published outputs may be inputs of what was claimed; the rest goes with the old round.
-        self._kept.update(self._left)
-        self._start_round(reply.claims)
-        self._trim_pending = True
-        self._trim()
-        self.state = State.WORK
+        elif self._failing:
+            self._send(Commit(failed=True))
+        elif commit.stay is None:
+            self._shared(commit, reply)
+        else:
+            self._passed(commit.stay, reply)
 
     def stopped(self, reason: Status) -> None:
         """A renewal or a put was answered with FENCED, STOP or CLOSED."""
         if self.state is not State.EXIT:
             self._exit(reason)
 
+    # What a policy may ask for ----------------------------------------------------------------
+
+    @property
+    def pending(self) -> Mapping[int, Sequence[tuple[int, int]]]:
+        """Fan-ins that inputs made here are to arrive at: (edge, input) pairs, some unfinished."""
+        return self._pending
+
+    def offerable(self) -> list[int]:
+        """Tasks that somebody else could run, in the order in which they would run here."""
+        if self._missing or self._leaving or self.state is not State.WORK:
+            # What is marked has to be made here, and so has what leads to it.
+            return []
+        undone = self._undone.keys()
+        ready = [t for t in reversed(self._stack) if undone.isdisjoint(self._inputs(t))]
+        rest = [t for t in self._frontier[self._window :] if t not in self._marks]
+        return [t for t in ready if t not in self._fed] + rest
+
+    def share(
+        self,
+        arrive: Iterable[int] = (),
+        probe: Iterable[int] = (),
+        offers: Iterable[Sequence[int]] = (),
+    ) -> bool:
+        """Form a soft commit, if none is under way and there is something to say.
+
+        Parameters
+        ----------
+        arrive
+            Fan-ins of `pending` whose inputs arrive.
+        probe
+            Fan-ins of `pending` to claim if nothing else is missing there. Each is probed once, and
+            only if none of its inputs has been published.
+        offers
+            Groups of `offerable` tasks, each for a new executor.
+        """
+        busy = self._next or self._sent or self._failing or self._leaving
+        if busy or self.state is not State.WORK:
+            return False
+        groups = tuple(tuple(group) for group in offers if group)
+        arrivals = self._arrivals(arrive)
+        probes = self._probes(probe)
+        if not (groups or arrivals or probes):
+            return False
+        told = [d for _, _, edges in arrivals for d in edges.values()]
+        told += [
+            d for group in groups for t in group if t not in self._mine for d in self._inputs(t)
+        ]
+        publish = tuple(d for d in dict.fromkeys(told) if d not in self._published)
+        self._lock(groups)
+        self._published.update(publish)
+        self._prepare(
+            Commit(
+                publish=tuple((d, len(self._specs[d].consumers)) for d in publish),
+                held=self._requested(publish),
+                arrivals=tuple((c, n, tuple(edges)) for c, n, edges in arrivals),
+                probes=probes,
+                offers=groups,
+            ),
+            publish,
+        )
+        return True
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the executor hands over: it starts nothing more."""
+        return self._leaving
+
+    def hand_over(self) -> None:
+        """End the round as soon as nothing runs; what is ready is for the next incarnation."""
+        self._leaving = True
+
     # One round --------------------------------------------------------------------------------
 
-    def _start_round(self, frontier: Sequence[int]) -> None:
-        self._frontier = sorted(frontier)
+    def _start_round(self, frontier: Sequence[int], marks: Marks) -> None:
+        self._mine = set(frontier)
+        self._marks = {task: set(inputs) for task, inputs in marks}
+        self._missing = {task: set(inputs) for task, inputs in marks}
+        self._frontier = sorted(self._mine.difference(self._missing))
         self._head = self._window = self._ahead = 0
         self._stack, self._starved, self._fed = [], [], set()
         self._stalled, self._unasked = {}, []
-        self._arrived, self._degree = {}, {}
-        self._made, self._left, self._need, self._unread = [], {}, {}, set()
+        self._pending, self._degree = {}, {}
+        self._edges, self._probed = set(), set()
+        self._scheduled, self._made, self._undone = set(), [], {}
+        self._left, self._need, self._unread = {}, {}, set()
+        self._published, self._handed = set(), set()
         self._loading, self._fetching = set(), set()
         self._running = False
         self._trim_pending = False
 
     def _work(self) -> None:
+        if self._failing:
+            return
+        if self._leaving:
+            if not (self._running or self._next or self._sent):
+                self._end_round()
+            return
         self._load()
         self._fetch()
         if self._running:
             return
-        steps = self._take()
+        steps = tuple(Step(*step) for step in self._undone.items()) or self._take()
         if steps:
             self._running = True
             self._actions.append(Run(steps))
             self._load()  # While these run, what they lead to is read.
             self._fetch()
-        elif not (self._loading or self._fetching):
-            tasks = self._to_publish()
-            if tasks:
-                self.state = State.PUBLISH
-                self._actions.append(Publish(tasks))
-            else:
-                self.published()
+        elif not (self._loading or self._fetching or self._next or self._sent):
+            self._end_round()
 
     def _load(self) -> None:
         """Ask for the blocks of what is ready, and of the frontier ahead of its turn."""
@@ -304,7 +440,7 @@ class Engine:
         wanted.reverse()  # What is loaded last is on top.
         while self._ahead < limit:
             task = self._frontier[self._ahead]
-            if task not in self._specs:
+            if task not in self._specs and task not in self._loading:
                 wanted.append(task)
             self._ahead += 1
         if wanted:
@@ -335,31 +471,56 @@ class Engine:
         for number in objects:
             self._need[number] = self._need.get(number, 0) + 1
             self._unread.discard(number)
-            if number not in self._kept and number not in self._fetching:
+            if not self._has(number) and number not in self._fetching:
                 self._fetching.add(number)
                 missing.append(number)
         return missing
 
+    def _has(self, number: int) -> bool:
+        """Whether an object is in memory, or will be when what is scheduled has run."""
+        return number in self._kept or number in self._left
+
     def _take(self) -> tuple[Step, ...]:
-        """The next tasks in depth-first order (rule 1)."""
+        """The next tasks in depth-first order (rule 1); one whose time is limited by itself."""
         steps: list[Step] = []
         while len(steps) < RUN_LIMIT:
             if self._stack and len(self._starved) < STARVED_MOST:
-                spec = self._specs[self._stack.pop()]
+                spec = self._specs[self._stack[-1]]
+                if steps and spec.limited:
+                    break
+                self._stack.pop()
                 if spec.literals and self._starves(spec):
                     continue
-                drops = self._read_made(spec.inputs)
                 self._read_stored(spec.literals)
-            elif (ready := self._next_of_frontier()) is not None:
-                spec, drops = ready, ()
+            elif (ready := self._next_of_frontier(alone=not steps)) is not None:
+                spec = ready
                 self._read_stored(spec.inputs + spec.literals)
             else:
                 break
-            steps.append(Step(spec.number, drops))
-            self._made.append(spec.number)
-            self._left[spec.number] = len(spec.consumers)
-            self._reach(spec)
+            steps.append(Step(spec.number, self._schedule(spec)))
+            if spec.limited:
+                break
+        self._undone = dict(steps)
         return tuple(steps)
+
+    def _schedule(self, spec: TaskSpec) -> tuple[int, ...]:
+        """Enter a task as run, and what it leads to; the values to drop when it is done."""
+        task = spec.number
+        drops = self._read_made(spec.inputs)
+        self._made.append(task)
+        self._scheduled.add(task)
+        unrun = len(spec.consumers)
+        if self._check:
+            # Tasks that were claimed before may have run before what they read was made again.
+            unrun -= len(self._scheduled.intersection(spec.consumers))
+            self._kept.discard(task)
+            self._unread.discard(task)
+        if unrun or spec.requested:
+            self._left[task] = unrun
+        else:
+            drops += (task,)
+        self._reach(spec)
+        return drops
 
     def _starves(self, spec: TaskSpec) -> bool:
         """Whether a reached task has to wait for a literal (rule 4). Asks for it the first time."""
@@ -373,11 +534,13 @@ class Engine:
         self._starved.append(spec.number)
         return True
 
-    def _next_of_frontier(self) -> TaskSpec | None:
+    def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
         if self._head == self._window:
             return None
         spec = self._specs[self._frontier[self._head]]
-        if not self._kept.issuperset(spec.inputs + spec.literals):
+        if spec.limited and not alone:
+            return None
+        if not all(map(self._has, spec.inputs + spec.literals)):
             return None
         self._head += 1
         return spec
@@ -386,14 +549,17 @@ class Engine:
         """Count one reader of outputs of this round down; return those that are done with."""
         drops = []
         for number in objects:
-            self._left[number] -= 1
-            if not self._left[number] and not self._specs[number].requested:
+            left = self._left.get(number)
+            if left is None:
+                continue
+            self._left[number] = left - 1
+            if left == 1 and not self._specs[number].requested:
                 del self._left[number]
                 drops.append(number)
         return tuple(drops)
 
     def _read_stored(self, objects: Iterable[int]) -> None:
-        """The same for objects from earlier rounds or the store.
+        """The same for what a window has been opened for.
 
         Those that are done with are dropped after the Run, not in it: another task may ask for
         one meanwhile, and what it fetched would be dropped by a step that is still to run.
@@ -402,25 +568,49 @@ class Engine:
             self._need[number] -= 1
             if not self._need[number]:
                 del self._need[number]
-                self._unread.add(number)
+                if number in self._kept:
+                    self._unread.add(number)
+
+    def _drop_unread(self) -> None:
+        if self._unread:
+            self._kept.difference_update(self._unread)
+            self._actions.append(Drop(tuple(sorted(self._unread))))
+            self._unread.clear()
 
     def _reach(self, spec: TaskSpec) -> None:
-        """Hand the output of `spec` to its consumers; those that have all inputs are ready."""
+        """Hand the output of `spec` to its consumers (rule 2)."""
         # Reversed: the first consumer in plan order is on top of the stack.
         for i in range(len(spec.consumers) - 1, -1, -1):
             consumer, degree = spec.consumers[i], spec.degrees[i]
-            arrived = self._arrived.get(consumer, 0) + 1
-            if arrived < degree:
-                self._arrived[consumer] = arrived
-                self._degree[consumer] = degree
+            if consumer in self._mine:
+                self._clear_mark(consumer, spec.number)
                 continue
-            self._arrived.pop(consumer, None)
-            self._degree.pop(consumer, None)
+            if self._is_settled(consumer):
+                continue
+            if degree > 1:
+                pending = self._pending.setdefault(consumer, [])
+                pending.append((spec.first_edge + i, spec.number))
+                if len(pending) < degree:
+                    self._degree[consumer] = degree
+                    continue
+                del self._pending[consumer], self._degree[consumer]
             if consumer in self._specs:
                 self._stack.append(consumer)
             else:
                 self._stalled[consumer] = None
                 self._unasked.append(consumer)
+
+    def _clear_mark(self, consumer: int, number: int) -> None:
+        missing = self._missing.get(consumer)
+        if missing is not None:
+            missing.discard(number)
+            if not missing:
+                del self._missing[consumer]
+                self._frontier.append(consumer)
+
+    def _is_settled(self, consumer: int) -> bool:
+        """Whether a task that is not ours is somebody else's."""
+        return consumer in self._handed or (self._check and has_bit(self._taken, consumer))
 
     def _trim(self) -> None:
         """Drop what the new frontier does not read, as soon as all of its inputs are known."""
@@ -433,30 +623,206 @@ class Engine:
             self._kept.difference_update(drops)
             self._actions.append(Drop(drops))
 
+    # Soft commits -----------------------------------------------------------------------------
+
+    def _inputs(self, task: int) -> tuple[int, ...]:
+        return self._specs[task].inputs
+
+    def _requested(self, tasks: Iterable[int]) -> frozenset[int]:
+        return frozenset(t for t in tasks if self._specs[t].requested)
+
+    def _arrivals(self, consumers: Iterable[int]) -> list[tuple[int, int, dict[int, int]]]:
+        """(fan-in, in-degree, {edge: input}) of what is done there; from now on it is told."""
+        arrivals = []
+        for consumer in consumers:
+            pending = self._pending.get(consumer, [])
+            edges = {edge: d for edge, d in pending if d not in self._undone}
+            if edges:
+                arrivals.append((consumer, self._degree[consumer], edges))
+                self._told_of(consumer, edges)
+        return arrivals
+
+    def _told_of(self, consumer: int, edges: Iterable[int]) -> None:
+        """These inputs need not arrive any more."""
+        self._edges.update(edges)
+        if consumer in self._pending:
+            untold = [p for p in self._pending[consumer] if p[0] not in self._edges]
+            self._pending[consumer] = untold
+
+    def _probes(
+        self, consumers: Iterable[int]
+    ) -> tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]:
+        probes = []
+        for consumer in consumers:
+            pending = self._pending.get(consumer, [])
+            if consumer in self._probed or any(
+                d in self._published or d in self._undone for _, d in pending
+            ):
+                continue
+            if pending:
+                self._probed.add(consumer)
+                probes.append((consumer, self._degree[consumer], tuple(pending)))
+        return tuple(probes)
+
+    def _lock(self, groups: Iterable[Sequence[int]]) -> None:
+        """What is offered does not run here until the answer is there."""
+        offered = {task for group in groups for task in group}
+        if offered:
+            self._stack = [t for t in self._stack if t not in offered]
+            rest = [t for t in self._frontier[self._window :] if t not in offered]
+            self._frontier[self._window :] = rest
+            self._ahead = self._window
+
+    def _shared(self, commit: Commit, reply: Reply) -> None:
+        """A soft commit has taken effect."""
+        for group, accepted in zip(commit.offers, reply.accepted, strict=True):
+            if accepted:
+                self._handed.update(group)
+                self._mine.difference_update(group)
+                continue
+            for task in reversed(group):
+                (self._frontier if task in self._mine else self._stack).append(task)
+        already = set(reply.already)
+        marks = {c: {d for e, d in edges if e not in already} for c, _, edges in commit.probes}
+        for consumer, _, edges in commit.probes:
+            self._told_of(consumer, already.intersection(e for e, _ in edges))
+        for task in reply.claims:
+            self._pending.pop(task, None)
+            self._degree.pop(task, None)
+            self._mine.add(task)
+            if marks.get(task):
+                self._marks[task] = marks[task]
+            if not self._runs_here(task):
+                self._frontier.append(task)
+        for task, inputs in list(self._marks.items()):
+            inputs.difference_update(d for d, _ in commit.publish)
+            if not inputs:
+                del self._marks[task]
+
+    def _runs_here(self, task: int) -> bool:
+        """Whether a task that was claimed has or will run without being of the frontier.
+
+        All of its inputs were made here, and a dead incarnation had brought some of them before.
+        """
+        if task in self._scheduled:
+            return True
+        return self._check and any(task in q for q in (self._stack, self._stalled, self._starved))
+
     # The end of a round -----------------------------------------------------------------------
 
-    def _to_publish(self) -> tuple[int, ...]:
-        """Outputs that a task elsewhere will read, or the caller."""
-        return tuple(t for t in self._made if t in self._left)
+    def _end_round(self) -> None:
+        """Pass what is done: everything, but for a hand-over."""
+        done, passing = self._made, self._scheduled
+        if self._undone:
+            done = [t for t in done if t not in self._undone]
+            passing = set(done)
+        arrivals: dict[int, dict[int, int]] = {}
+        degrees: dict[int, int] = {}
+        publish: dict[int, int] = {}
+        # Only what has consumers that have not been scheduled can have some that have not run.
+        for task in done if self._undone else [t for t in done if self._left.get(t)]:
+            spec = self._specs[task]
+            unread, told = 0, True
+            for i, consumer in enumerate(spec.consumers):
+                if consumer in passing:
+                    continue
+                unread += 1
+                if consumer in self._mine:
+                    told = told and task not in self._marks.get(consumer, ())
+                elif not self._is_settled(consumer) and spec.first_edge + i not in self._edges:
+                    told = False
+                    arrivals.setdefault(consumer, {})[spec.first_edge + i] = task
+                    degrees[consumer] = spec.degrees[i]
+            if not told and task not in self._published:
+                # Who counts from the start has to know of all readers: others may have read it.
+                publish[task] = len(spec.consumers) if self._check else unread
+        if sum(map(len, arrivals.values())) > COMMIT_MOST:
+            self._share_some(arrivals, degrees)
+            return
+        requested = self._requested(done)
+        stay = tuple(
+            (task, tuple(sorted(self._marks.get(task, set()) - passing)))
+            for task in sorted(self._mine - passing)
+        )
+        commit = Commit(
+            passed=len(done),
+            stay=stay,
+            publish=tuple(publish.items()),
+            results=tuple(sorted(requested)),
+            arrivals=tuple(
+                (c, degrees[c], tuple(edges) if self._check else len(edges))
+                for c, edges in arrivals.items()
+            ),
+            reads=tuple(self._reads(done).items()),
+            release=self._leaving,
+        )
+        self.state = State.PUBLISH
+        fresh = requested.difference(self._published).union(publish)
+        self._prepare(commit, [t for t in done if t in fresh])
 
-    def _commit(self) -> Commit:
-        """The round as one commit. A value that nobody else reads is in none of its lists."""
-        reads: dict[int, int] = {}
-        for task in self._frontier:
-            for number in self._specs[task].inputs:
-                reads[number] = reads.get(number, 0) + 1
-        return Commit(
-            passed=len(self._made),
-            publish=tuple((t, self._left[t]) for t in self._made if self._left.get(t)),
-            results=tuple(t for t in self._made if self._specs[t].requested),
-            arrivals=tuple((c, self._degree[c], n) for c, n in self._arrived.items()),
-            reads=tuple(reads.items()),
+    def _reads(self, done: Sequence[int]) -> dict[int, int]:
+        """What these tasks have read of what is, or may be, published."""
+        if self._check:
+            return Counter(number for task in done for number in self._inputs(task))
+        if not self._published:
+            done = [t for t in done if t in self._mine]
+        return Counter(
+            number
+            for task in done
+            for number in self._inputs(task)
+            if number not in self._scheduled or number in self._published
         )
 
+    def _share_some(
+        self, arrivals: Mapping[int, Mapping[int, int]], degrees: Mapping[int, int]
+    ) -> None:
+        """All at once would hold up the store: tell a part, in a commit that passes nothing."""
+        some: dict[int, list[int]] = {}
+        publish: dict[int, int] = {}
+        edges = [(c, e, t) for c, brought in arrivals.items() for e, t in brought.items()]
+        for consumer, edge, task in edges[:COMMIT_MOST]:
+            some.setdefault(consumer, []).append(edge)
+            self._edges.add(edge)
+            if task not in self._published:
+                publish[task] = len(self._specs[task].consumers)
+        self._published.update(publish)
+        commit = Commit(
+            publish=tuple(publish.items()),
+            held=self._requested(publish),
+            arrivals=tuple((c, degrees[c], tuple(brought)) for c, brought in some.items()),
+        )
+        self._prepare(commit, tuple(publish))
+
+    def _prepare(self, commit: Commit, tasks: Sequence[int]) -> None:
+        """Send a commit as soon as these outputs are durable."""
+        self._next = commit
+        if tasks:
+            self._actions.append(Publish(tuple(tasks)))
+        else:
+            self._send(commit)
+
     def _send(self, commit: Commit) -> None:
-        self.state = State.COMMIT
+        if commit.stay is not None or commit.failed:
+            self.state = State.COMMIT
+        self._next, self._sent = None, commit
         self._sequence += 1
         self._actions.append(Send(self._sequence, commit))
+
+    def _passed(self, stay: Marks, reply: Reply) -> None:
+        """A hard commit has taken effect."""
+        # Outputs of the round may be inputs of what was claimed; the rest goes with it.
+        self._kept.update(self._left)
+        self._start_round((*(task for task, _ in stay), *reply.claims), stay)
+        self._trim_pending = True
+        self._trim()
+        self.state = State.WORK
+
+    def _invoke(self, commit: Commit, accepted: Sequence[bool], *, again: bool) -> None:
+        """Invoke whoever was given work."""
+        if offers := tuple(index for index, yes in enumerate(accepted) if yes):
+            self._actions.append(Invoke(self._sequence, offers))
+        if again:
+            self._actions.append(InvokeAgain())
 
     def _exit(self, reason: Status) -> None:
         self.state = State.EXIT

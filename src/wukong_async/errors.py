@@ -19,6 +19,7 @@ The tree::
     ├── ClientStateError        the client is closed, or used from the wrong place
     └── JobError                a job ended without its results
         ├── TaskError             a task raised something that cannot be rebuilt here
+        ├── TaskTimeout           a task took longer than its `timeout`
         ├── ExecutorLost          executors vanished more often than `max_attempts`
         ├── VersionMismatch       client and function run different versions
         ├── JobCancelled
@@ -105,6 +106,13 @@ class TaskError(JobError):
     """A task raised an exception that cannot be rebuilt in this process.
 
     Its type, text and traceback are in the message.
+    """
+
+
+class TaskTimeout(JobError, TimeoutError):
+    """A task took longer than its `timeout`, as often as it was tried.
+
+    Annotate it with a longer one, `dask.annotate(timeout=…)`, or give one to the call.
     """
 
 

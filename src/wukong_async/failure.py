@@ -3,7 +3,10 @@
 A failure is a msgpack list that starts with its kind; the scripts write some kinds themselves, so
 this page and store/lua must agree:
 
-    task       number, pickled exception or empty, type, text, traceback, request id, executor
+    task       number, tries, pickled exception or empty,
+               type, text, traceback, request id, executor
+    timeout    number, tries or 0 (all of the function's time), seconds,
+               traceback, request id, executor
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     full       what the store said
@@ -11,7 +14,7 @@ this page and store/lua must agree:
     lost       executor, attempts, packed frontier
     unstarted  executor, attempts, packed frontier
     data       what the store has lost of the job
-    timeout    limit in ms, tasks that had passed, tasks
+    overtime   limit in ms, tasks that had passed, tasks
     protocol   what was found
     cancelled  by whom or why
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 import concurrent.futures
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +39,7 @@ from wukong_async.errors import (
     StoreFull,
     StoreLost,
     TaskError,
+    TaskTimeout,
     VersionMismatch,
 )
 
@@ -51,6 +56,7 @@ def task_failed(
     task: int,
     error: BaseException,
     *,
+    tries: int = 1,
     hidden: Callable[[str], bool],
     request_id: str,
     executor: str,
@@ -59,6 +65,8 @@ def task_failed(
 
     Parameters
     ----------
+    tries
+        How often it was run.
     hidden
         Says of a file name whether its frames, at the top of the traceback, are ours.
     """
@@ -66,7 +74,33 @@ def task_failed(
     # It travels as text. Where tblib is installed it would be pickled too, with our frames.
     # Not by assignment, which a frozen dataclass forbids.
     BaseException.with_traceback(error, None)
-    return wire.pack(["task", task, _pickled(error), name, text, story, request_id, executor])
+    told = (name, text, story, request_id, executor)
+    return wire.pack(["task", task, tries, _pickled(error), *told])
+
+
+def task_timed_out(
+    task: int,
+    seconds: float,
+    stack: Sequence[traceback.FrameSummary],
+    *,
+    tries: int = 1,
+    hidden: Callable[[str], bool],
+    request_id: str,
+    executor: str,
+) -> bytes:
+    """A task has taken longer than the `seconds` of its `timeout`, in the last of its tries.
+
+    Parameters
+    ----------
+    tries
+        0 if `seconds` are all that the function may take.
+    stack
+        The calls that it was in, the innermost last, below those of its thread and ours.
+    """
+    ours = dropwhile(lambda call: not hidden(call.filename), stack)
+    calls = dropwhile(lambda call: hidden(call.filename), ours)
+    story = "".join(["Interrupted here (most recent call last):\n", *traceback.format_list(calls)])
+    return wire.pack(["timeout", task, tries, seconds, _text(story), request_id, executor])
 
 
 def unreadable(
@@ -122,7 +156,7 @@ def cancelled(reason: str) -> bytes:
 def numbers(blob: bytes) -> list[int]:
     """The tasks (≥ 0) and literals (< 0) that the message of a failure will name."""
     match wire.unpack(blob):
-        case [b"task", int(number), *_] | [b"unreadable", _, int(number), *_]:
+        case [b"task" | b"timeout", int(number), *_] | [b"unreadable", _, int(number), *_]:
             return [number]
         case [b"input", [*objects]]:
             return objects
@@ -140,8 +174,11 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
         Number of a task (≥ 0) or a literal (< 0) → its name, for messages.
     """
     match wire.unpack(blob):
-        case [b"task", int(task), pickled, *told]:
-            return _task_error(name_of(task), pickled, _Told(*map(_decoded, told)))
+        case [b"task", int(task), int(tries), pickled, *told]:
+            return _task_error(name_of(task), tries, pickled, _Told(*map(_decoded, told)))
+        case [b"timeout", int(task), int(tries), float(seconds), *told]:
+            where = _Told("", "", *map(_decoded, told))
+            return _timeout_error(name_of(task), tries, seconds, where)
         case [b"unreadable", what, int(number), *told]:
             return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))
         case [b"input", []]:
@@ -181,7 +218,7 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
             )
         case [b"cancelled", reason]:
             return JobCancelled(f"The job was cancelled: {_decoded(reason)}.")
-        case [b"timeout", limit, passed, tasks]:
+        case [b"overtime", limit, passed, tasks]:
             return JobTimeout(
                 f"The job has run for longer than its limit of {limit / 1000:g} s, and {passed} of"
                 f" its {tasks} tasks have passed. Raise job_timeout (or wukong.job_timeout), or"
@@ -206,8 +243,8 @@ class _Told(NamedTuple):
         return f"in executor {self.executor}, request {self.request_id}"
 
 
-def _task_error(key: str, pickled: bytes, told: _Told) -> Exception:
-    where = f"wukong: task {key} failed {told.where}"
+def _task_error(key: str, tries: int, pickled: bytes, told: _Told) -> Exception:
+    where = f"wukong: task {key} failed {told.where}{_after(tries)}"
     error: BaseException | None = None
     if pickled:
         try:
@@ -218,6 +255,22 @@ def _task_error(key: str, pickled: bytes, told: _Told) -> Exception:
         # It cannot be rebuilt here, or must not be raised here (SystemExit, KeyboardInterrupt).
         return TaskError(f"{told.name}: {told.text}\n{where}\n\n{told.trace}")
     return _noted(error, told.trace, where)
+
+
+def _timeout_error(key: str, tries: int, seconds: float, told: _Told) -> Exception:
+    if tries:
+        text = (
+            f"took longer than its timeout of {seconds:g} s{_after(tries)}. Give it more with"
+            " dask.annotate(timeout=…) where it is made, or with timeout=… in the call that"
+            " computes it."
+        )
+    else:
+        text = (
+            f"did not end within the {seconds:.0f} s that the function may take. Cut it into"
+            " smaller tasks, or give the function a longer timeout."
+        )
+    error = TaskTimeout(f"Task {key} {text}")
+    return _noted(error, told.trace, f"wukong: {told.where}")
 
 
 def _unreadable_error(what: bytes, number: int, key: str, told: _Told) -> Exception:
@@ -308,6 +361,10 @@ def _text(text: str) -> bytes:
 
 def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace")
+
+
+def _after(tries: int) -> str:
+    return f", in the last of {tries} tries" if tries > 1 else ""
 
 
 def _names(numbers: Sequence[int], name_of: Callable[[int], str]) -> str:

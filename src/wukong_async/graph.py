@@ -5,16 +5,23 @@ aliases and sets literals apart. It walks the graph once, with a list and not by
 
 A *literal* is a node without a computation (a `DataNode`, or a plain value in a legacy graph).
 It is no task: it is part of the plan, durable before the job begins, and whoever needs it reads it.
+
+*Annotations* are Dask's: `retries` and `timeout` of the layers of a graph, and of a call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import re
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import dask
 from dask._task_spec import (
     Alias,
     DataNode,
@@ -25,6 +32,7 @@ from dask._task_spec import (
     Task,
     TaskRef,
     Tuple,
+    _execute_subgraph,
     convert_legacy_task,
 )
 from dask.base import collections_to_expr, is_dask_collection, unpack_collections
@@ -32,12 +40,26 @@ from dask.core import flatten
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.local import nested_get
+from dask.utils import parse_timedelta
 
-from wukong_async.errors import CycleError, GraphError, MissingDependencyError, MissingKeyError
+from wukong_async.blocks import NO_LIMITS, Limits
+from wukong_async.errors import (
+    ConfigError,
+    CycleError,
+    GraphError,
+    MissingDependencyError,
+    MissingKeyError,
+)
 
 Key: TypeAlias = Hashable
 Node: TypeAlias = Any
 """A `dask._task_spec.GraphNode`: a callable over `{key: value}`. Opaque to all other rooms."""
+
+NO_ANNOTATIONS: Mapping[str, object] = MappingProxyType({})
+MOST = 10**9
+"""Retries, or seconds."""
+OF_BLOCK = re.compile(r"(_\.\d+)+$")
+"""What Dask puts after the name of a layer to name its task in a fused one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,8 @@ class TaskGraph:
     literals: dict[Key, Any]
     outputs: dict[Key, Key]
     """Requested key → the key of the node or literal that provides it."""
+    limits: dict[Key, Limits] = field(default_factory=dict)
+    """Of the nodes that have any."""
 
     def dependencies(self) -> dict[Key, tuple[Key, ...]]:
         """Task → the distinct tasks that it needs, in the order of the original graph."""
@@ -63,7 +87,9 @@ class TaskGraph:
         }
 
 
-def ingest(graph: object, requested: Sequence[Key]) -> TaskGraph:
+def ingest(
+    graph: object, requested: Sequence[Key], annotations: Mapping[str, object] = NO_ANNOTATIONS
+) -> TaskGraph:
     """Read a Dask graph.
 
     Parameters
@@ -72,6 +98,8 @@ def ingest(graph: object, requested: Sequence[Key]) -> TaskGraph:
         A mapping (legacy tuples, task-spec nodes, `HighLevelGraph`) or an expression.
     requested
         Flat keys of the results.
+    annotations
+        `retries` and `timeout` of the tasks that have none of their own.
 
     Raises
     ------
@@ -122,6 +150,7 @@ def ingest(graph: object, requested: Sequence[Key]) -> TaskGraph:
         sources={key: {name: resolve(name) for name in names} for key, names in needs.items()},
         literals=literals,
         outputs={key: resolve(key) for key in requested},
+        limits=_limits(graph, nodes, annotations),
     )
 
 
@@ -239,10 +268,10 @@ def request(collections: Sequence[object], optimize_graph: bool) -> Request | No
     if not found:
         return None
     if all(isinstance(c, Delayed) for c in found):
-        mapping: dict[Key, Any] = {}
-        for collection in found:
-            mapping.update(materialise(collection.__dask_graph__()))
-        return Request(mapping, [c.key for c in found], repack)
+        graphs = [c.__dask_graph__() for c in found]
+        # Their layers have annotations.
+        merged = HighLevelGraph.merge(*graphs) if len(graphs) > 1 else graphs[0]
+        return Request(merged, [c.key for c in found], repack)
     from dask._expr import FinalizeCompute
 
     with warnings.catch_warnings():
@@ -250,6 +279,145 @@ def request(collections: Sequence[object], optimize_graph: bool) -> Request | No
         warnings.filterwarnings("ignore", message="Computing mixed collections")
         expression = FinalizeCompute(collections_to_expr(found, optimize_graph)).optimize()
     return Request(expression, list(flatten(expression.__dask_keys__())), repack)
+
+
+def annotations_of_call(retries: object = None, timeout: object = None) -> Mapping[str, object]:
+    """What holds for the tasks of a call: its arguments, or else `dask.annotate` around it.
+
+    Raises
+    ------
+    ConfigError
+    """
+    found = {name: v for name, v in dask.get_annotations().items() if name in CHECKS}
+    for name, value in (("retries", retries), ("timeout", timeout)):
+        if value is not None:
+            try:
+                found[name] = CHECKS[name](value)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+    return found
+
+
+def _limits(
+    graph: object, nodes: Mapping[Key, Node], defaults: Mapping[str, object]
+) -> dict[Key, Limits]:
+    """The limits of the tasks that have any."""
+    annotated = _Annotated()
+    for name, layer in _annotated_layers(graph):
+        annotated.layers[name] = layer.annotations
+        annotated.tasks.update(dict.fromkeys(layer.get_output_keys(), layer.annotations))
+    if not annotated.layers:
+        if not defaults or not nodes:
+            return {}
+        if not any(map(callable, defaults.values())):
+            return dict.fromkeys(nodes, _combined((), next(iter(nodes)), defaults))
+    found = {}
+    for key, node in nodes.items():
+        limits = _combined(list(annotated.origins(key, node, key)), key, defaults)
+        if limits != NO_LIMITS:
+            found[key] = limits
+    return found
+
+
+def _combined(
+    origins: Sequence[tuple[Key, Mapping[str, object]]], key: Key, defaults: Mapping[str, object]
+) -> Limits:
+    """The most retries, and the sum of the timeouts if there is one of each."""
+    each = [_annotation("retries", name, annotations) for name, annotations in origins]
+    own = [retries for retries in each if retries is not None]
+    timeouts = [_annotation("timeout", name, annotations) for name, annotations in origins]
+    limited = timeouts and None not in timeouts
+    return Limits(
+        max(own) if own else _annotation("retries", key, defaults) or 0,
+        sum(timeouts) if limited else _annotation("timeout", key, defaults),
+    )
+
+
+def _annotated_layers(graph: object) -> Iterator[tuple[str, Any]]:
+    """Layers as they were made, not as they are optimised: that drops most annotations."""
+    if isinstance(graph, HighLevelGraph):
+        for name, layer in graph.layers.items():
+            if layer.annotations and not CHECKS.keys().isdisjoint(layer.annotations):
+                yield name, layer
+    elif not isinstance(graph, Mapping) and hasattr(graph, "walk"):
+        for expression in graph.walk():
+            if "dsk" in expression._parameters:
+                dsk = expression.operand("dsk")
+                if isinstance(dsk, HighLevelGraph):
+                    yield from _annotated_layers(dsk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotated:
+    """The annotations of a graph, by the names of tasks and of layers."""
+
+    tasks: dict[Key, Mapping[str, object]] = field(default_factory=dict)
+    layers: dict[Key, Mapping[str, object]] = field(default_factory=dict)
+
+    def origins(
+        self, key: Key, node: Node, holder: Key
+    ) -> Iterator[tuple[Key, Mapping[str, object]]]:
+        """The tasks that Dask made a task of: keys for callables to see, and annotations.
+
+        Parameters
+        ----------
+        holder
+            The key of the task that has this one in it. Tasks of fused layers have no other.
+        """
+        inner = node.args[0] if getattr(node, "func", None) is _execute_subgraph else None
+        tasks = inner.items() if isinstance(inner, dict) else ()
+        computed = [(k, t) for k, t in tasks if not isinstance(t, DataNode | Alias)]
+        if key in self.tasks or not isinstance(key, str):
+            holder = key
+        for inner_key, task in computed:
+            yield from self.origins(inner_key, task, holder)
+        if not computed:
+            layer = OF_BLOCK.sub("", key) if isinstance(key, str) else None
+            found = self.tasks.get(key) or self.layers.get(layer) or NO_ANNOTATIONS
+            yield holder, found
+
+
+def _annotation(name: str, key: Key, annotations: Mapping[str, object]) -> Any:
+    given = annotations.get(name)
+    try:
+        value = given(key) if callable(given) else given
+    except Exception as error:
+        raise GraphError(
+            f"Task {key!r}: its annotation {name} is a callable, and raises"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    # Where a delayed object was made of other collections, Dask marks the tasks without.
+    if value is None or type(value).__name__ == "_AnnotationsTombstone":
+        return None
+    try:
+        return CHECKS[name](value)
+    except ValueError as error:
+        raise GraphError(f"Task {key!r}: {error}") from None
+
+
+def _retries(value: Any) -> int:
+    number: Any = value if isinstance(value, Integral) and not isinstance(value, bool) else -1
+    if not 0 <= number <= MOST:
+        raise ValueError(f"retries must be an integer of at least 0, not {value!r}.")
+    return int(number)
+
+
+def _timeout(value: Any) -> float:
+    seconds = value
+    # Dask reads "s" as 1 second.
+    if isinstance(value, str) and any(map(str.isdigit, value)):
+        with contextlib.suppress(ValueError, KeyError):
+            seconds = parse_timedelta(value)
+    number: Any = seconds if isinstance(seconds, Real) and not isinstance(seconds, bool) else 0
+    if not 0 < number <= MOST:  # Written so that nan is in no range.
+        raise ValueError(
+            f"timeout must be seconds, or a time such as '30 s', above 0, not {value!r}."
+        )
+    return float(number)
+
+
+CHECKS: Mapping[str, Callable[[object], object]] = {"retries": _retries, "timeout": _timeout}
+"""The annotations that are understood, and what makes a value of each."""
 
 
 def _resolver(aliases: Mapping[Key, Key]) -> Callable[[Key], Key]:

@@ -28,6 +28,8 @@ ATTEMPTS = 8
 """Tries of one Invoke call, the first included: about 20 s of throttling."""
 CHECK_TIMEOUT = 8.0
 """Seconds to find out at the start that the API does not answer; retries would take 40."""
+PINGS = 5
+"""How often in a row a function has to fail before it is called broken."""
 PING_TIMEOUT = 55.0
 """Seconds to wait for an answer to a ping: less than the client waits for any answer."""
 NOT_FOUND = "ResourceNotFoundException"
@@ -149,14 +151,23 @@ class Invoker:
                 self.sent += 1
 
     async def ping(self) -> str | None:
-        """Run the function once to learn why events are not begun: what is wrong with it, or None.
+        """Run the function to learn why events are not begun: what is wrong with it, or None.
 
+        It has to be wrong several times in a row: any sandbox may die.
         None as well if that cannot be told: while all concurrency is in use, or when it is silent.
 
         Raises
         ------
         FunctionNotFound, InvocationError
         """
+        wrong = None
+        for _ in range(PINGS):
+            wrong = await self._ping_once()
+            if wrong is None:
+                break
+        return wrong
+
+    async def _ping_once(self) -> str | None:
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 answer = await self._call(Payload=json.dumps(PING).encode())

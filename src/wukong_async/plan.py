@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
 
 from wukong_async.errors import CycleError
@@ -72,6 +72,7 @@ def make_plan(dependencies: Mapping[Key, Sequence[Key]], outputs: Iterable[Key])
             consumers[producer].append(number)
     degrees = [len(producers) for producers in inputs]
     requested = {numbers[key] for key in outputs}
+    edges = [0, *accumulate(map(len, consumers))]
     specs = [
         TaskSpec(
             number=number,
@@ -79,6 +80,7 @@ def make_plan(dependencies: Mapping[Key, Sequence[Key]], outputs: Iterable[Key])
             consumers=tuple(consumers[number]),
             degrees=tuple([degrees[c] for c in consumers[number]]),
             requested=number in requested,
+            first_edge=edges[number],
         )
         for number in range(len(keys))
     ]

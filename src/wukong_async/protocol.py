@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 
 class TaskSpec(NamedTuple):
@@ -27,6 +27,10 @@ class TaskSpec(NamedTuple):
     literals: tuple[int, ...] = ()
     """Values of the plan that the task reads. Objects of the store with negative numbers, there
     before the job begins; no edges lead from them."""
+    first_edge: int = 0
+    """The number of the edge to the first consumer; those to the others follow."""
+    limited: bool = False
+    """Whether its time is limited: it is run by itself, so that it is known when it began."""
 
 
 class Status(StrEnum):
@@ -58,6 +62,11 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+Marks: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+"""(task of a frontier, those of its inputs that are in no store): such a task was claimed while
+they were in the memory of an executor, and whoever succeeds that has to make them again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Begun:
     """The answer to begin. Only `status` means anything unless it is OK."""
@@ -66,26 +75,48 @@ class Begun:
     generation: int = 0
     sequence: int = 0
     lease: float = 0.0
-    """Seconds."""
+    """Seconds that an executor may be silent."""
     frontier: tuple[int, ...] = ()
+    marks: Marks = ()
     facts: bytes = b""
     """What `create` was given for the executors, opaque to the store."""
+    check: bool = False
+    """Whether somebody may have done some of this work before, with effects that are to be seen."""
+    taken: bytes = b""
+    """With `check`: a bit for each task, the first one in the highest bit, that is set if the task
+    is or was in somebody's frontier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One atomic step of an executor: everything done since the last one passes for good."""
+    """One atomic step of an executor.
+
+    A *hard* commit passes everything done since the last one, for good. A *soft* one (`stay` is
+    None) passes nothing: it tells others what they need, and offers them work.
+    """
 
     passed: int = 0
     """How many tasks pass."""
+    stay: Marks | None = None
+    """What is left of the frontier, next to what is claimed."""
     publish: tuple[tuple[int, int], ...] = ()
     """(task, readers): outputs that become visible, with the reads still to come."""
+    held: frozenset[int] = frozenset()
+    """Those of them that are results of the job, and are announced when they pass."""
     results: tuple[int, ...] = ()
     """Requested tasks whose value is announced."""
-    arrivals: tuple[tuple[int, int, int], ...] = ()
-    """(consumer, in-degree, inputs that this commit brings)."""
+    arrivals: tuple[tuple[int, int, int | tuple[int, ...]], ...] = ()
+    """(consumer, in-degree, what this commit brings): how many inputs, where it is certain that
+    nobody has brought them before; else the edges to them."""
+    probes: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...] = ()
+    """(consumer, in-degree, ((edge, producer), ...)): if these inputs are the last ones that are
+    missing, the consumer is claimed and they need not be stored; else nothing changes."""
+    offers: tuple[tuple[int, ...], ...] = ()
+    """Tasks for new executors, one each as long as there are free slots."""
     reads: tuple[tuple[int, int], ...] = ()
     """(object, reads): published objects that passed tasks have read."""
+    release: bool = False
+    """The executor gives its record back, for another incarnation to go on."""
     failed: bool = False
     """The job fails with this commit; nothing else in it takes effect."""
 
@@ -96,11 +127,28 @@ class Reply:
 
     status: Status
     claims: tuple[int, ...] = ()
-    """Fan-ins that this commit completed: the new frontier."""
+    """Fan-ins that this commit completed: they join the frontier."""
     deletes: tuple[tuple[int, str], ...] = ()
-    """(object, place) that have had their last reader and live outside the metadata."""
+    """(object, place) that nobody will read any more and that live outside the metadata."""
     gone: bool = False
     """The frontier is empty and the record deleted: the executor exits."""
+    accepted: tuple[bool, ...] = ()
+    """Which offers have become executors."""
+    already: tuple[int, ...] = ()
+    """Edges of probes that somebody has brought before."""
+    free: int = 0
+    """Concurrency slots that are not in use."""
+
+
+def child_name(executor: str, sequence: int, index: int) -> str:
+    """The executor that comes of offer `index` (from 0) in a commit."""
+    return f"{executor}.{sequence}.{index}"
+
+
+def has_bit(bits: bytes | bytearray, number: int) -> bool:
+    """Whether a bit is set, as Redis numbers them."""
+    byte = number >> 3
+    return byte < len(bits) and bool(bits[byte] & (0x80 >> (number & 7)))
 
 
 @dataclass(frozen=True, slots=True)

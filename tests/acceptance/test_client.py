@@ -230,8 +230,8 @@ async def test_arguments_that_make_no_sense(client: WukongClient) -> None:
         await client.compute(delayed(inc)(1), keys="a")
     with pytest.raises(TypeError, match="one graph, and keys once"):
         await client.compute({"a": 1}, "a", keys="a")
-    with pytest.raises(TypeError, match="does not understand the option 'retries'"):
-        client.get({"a": 1}, "a", retries=3)
+    with pytest.raises(TypeError, match="does not understand the option 'priority'"):
+        client.get({"a": 1}, "a", priority=3)
 
 
 async def test_a_wrong_setting_is_an_error_before_anything_starts() -> None:

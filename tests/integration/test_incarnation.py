@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from wukong_async.config import Settings
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation
 from wukong_async.protocol import JobState, Reply, Status
 from wukong_async.scheduler.upload import Upload
@@ -24,15 +25,16 @@ from wukong_async.store import Connections, JobStore
 
 
 @pytest.fixture
-def worker() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as threads:
-        yield threads
+def worker() -> Iterator[Worker]:
+    thread = Worker()
+    yield thread
+    thread.close(wait=True)
 
 
 class Job:
     """A planned graph in the store; executor 0 has all of its leaves."""
 
-    def __init__(self, connections: Connections, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, connections: Connections, worker: Worker) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
         self.worker = worker
 
@@ -68,7 +70,7 @@ class Job:
 
 
 @pytest.fixture
-async def job(connections: Connections, worker: ThreadPoolExecutor) -> AsyncIterator[Job]:
+async def job(connections: Connections, worker: Worker) -> AsyncIterator[Job]:
     made = Job(connections, worker)
     yield made
     await made.store.cancel(JobState.CANCELLED, b"")
@@ -104,7 +106,7 @@ async def test_a_renewal_that_is_refused_ends_the_incarnation_in_the_middle_of_a
         awaited.touch()
         running.cancel()
         await asyncio.wait([running])
-    await asyncio.to_thread(job.worker.shutdown)
+    await asyncio.to_thread(partial(job.worker.close, wait=True))
     assert not after.exists(), "what was scheduled behind it does not run"
     outcome = await job.store.outcome()
     assert outcome.passed == 0

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -313,6 +314,35 @@ async def test_an_init_error_is_what_the_caller_hears(valkey: Valkey, tmp_path: 
         flag.unlink()
         await until(lambda: all(s.invoked for s in running.pool.sandboxes.values()))
         assert await caller.value([1]) == [1]
+
+
+async def test_a_sandbox_killed_while_it_initialises_is_no_callers_business(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\nwhile os.path.exists({str(flag)!r}): time.sleep(0.005)\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path]),
+    }
+    async with loopback(valkey, environment=environment) as running, sdk(running.url) as caller:
+        pool = running.pool
+
+        async def killed_and_replaced() -> None:
+            pid = pool.sandboxes[0].pid
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: pool.sandboxes[0].pid not in {pid, -1})
+
+        flag.touch()
+        await killed_and_replaced()
+        waiting = asyncio.ensure_future(caller.call({"a": 1}))
+        await until(lambda: bool(pool.function.waiting))
+        await killed_and_replaced()
+        flag.unlink()
+        assert "FunctionError" not in await waiting
+        assert pool.counters.sandboxes == 3
 
 
 # Refusals -----------------------------------------------------------------------------------------

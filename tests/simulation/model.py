@@ -6,24 +6,54 @@ differs between the two is a bug in one of them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from wukong_async import wire
-from wukong_async.protocol import Begun, JobState, Outcome, Reply, Status, Watch
+from wukong_async.protocol import (
+    Begun,
+    JobState,
+    Marks,
+    Outcome,
+    Reply,
+    Status,
+    Watch,
+    child_name,
+    has_bit,
+)
 from wukong_async.store import NewJob, Place, place_of
 
 LONGEST = 8
+METADATA = (
+    "job",
+    "live",
+    "records",
+    "counts",
+    "refs",
+    "values",
+    "results",
+    "arrived",
+    "taken",
+    "dead",
+    "claimed",
+)
 OWNED = 2
 
 
 @dataclass
 class Record:
     frontier: tuple[int, ...]
+    check: bool = False
+    marks: Marks = ()
     generation: int = 0
     nonce: str = ""
+    held: bool = False
     sequence: int = 0
     unstarted: int = 0
+    tries: int = 0
+    soft: bool = False
     reply: Reply | None = None
 
 
@@ -49,11 +79,15 @@ class ModelStore:
     live: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
-    refs: dict[int, tuple[int, str]] = field(default_factory=dict)
+    refs: dict[int, tuple[int, str, bool]] = field(default_factory=dict)
+    """Object → reads to come, place, whether its producer may make it again."""
     values: dict[int, bytes] = field(default_factory=dict)
     results: dict[int, bytes] = field(default_factory=dict)
     owned: float | None = None
     is_open: bool = False
+    arrived: set[int] = field(default_factory=set)
+    taken: bytearray = field(default_factory=bytearray)
+    dead: set[int] = field(default_factory=set)
     objects: dict[str, bytes] = field(default_factory=dict)
     index: set[str] = field(default_factory=set)
 
@@ -72,9 +106,20 @@ class ModelStore:
             or self.results
             or self.owned
             or self.is_open
+            or self.arrived
+            or self.taken
+            or self.dead
             or self.objects
             or self.index
         )
+
+    def memory(self) -> dict[str, Any]:
+        """The metadata as they are now."""
+        return copy.deepcopy({name: getattr(self, name) for name in METADATA})
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Go back to what they were."""
+        vars(self).update(memory)
 
     # Metadata ---------------------------------------------------------------------------------
 
@@ -87,6 +132,7 @@ class ModelStore:
         if self.job is not None:
             return Status.OK
         self.job = Job(new)
+        self.taken = bytearray(new.taken)
         if new.timeout is not None:
             self.job.limit = self.now() + new.timeout
         self._own(self.job, new.owner)
@@ -106,28 +152,41 @@ class ModelStore:
         if record is None:
             return Begun(Status.GONE)
         if record.nonce != nonce:
-            if record.nonce and not self._is_over(self.live[executor]):
+            if record.held and not self._is_over(self.live[executor]):
                 return Begun(Status.HELD)
-            if record.generation >= job.new.attempts:
+            if record.tries >= job.new.attempts:
                 self._lost("lost", executor, record)
                 return Begun(Status.GONE)
-            record.nonce = nonce
+            record.nonce, record.held = nonce, True
             record.generation += 1
+            record.tries += 1
             record.unstarted = 0
+            record.check = record.check or record.soft
             self.live[executor] = self.now() + self._lease(record)
             job.begins += 1
         return Begun(
             Status.OK,
             record.generation,
             record.sequence,
-            self._lease(record),
+            job.new.lease,
             record.frontier,
+            record.marks,
             job.new.facts,
+            record.check,
+            bytes(self.taken) if record.check else b"",
         )
 
-    def commit(self, executor: str, generation: int, sequence: int, body: bytes) -> Reply:
+    def _fenced(self, executor: str, generation: int, nonce: str) -> Record | None:
         record = self.records.get(executor)
-        if record is None or record.generation != generation:
+        if record is None or (record.generation, record.nonce) != (generation, nonce):
+            return None
+        return record
+
+    def commit(
+        self, executor: str, generation: int, nonce: str, sequence: int, body: bytes
+    ) -> Reply:
+        record = self._fenced(executor, generation, nonce)
+        if record is None:
             return Reply(Status.FENCED)
         job = self.job
         assert job is not None
@@ -141,78 +200,168 @@ class ModelStore:
             return Reply(Status.STALE)
         if sequence > record.sequence + 1:
             return Reply(Status.REJECTED)
-        passed, publish, results, arrivals, reads, error = wire.unpack(body)
+        parts = wire.unpack(body)
+        passed, stay, publish, results, arrivals, reads, error, probes, offers, release = parts
         job.commits += 1
         if error:
             self._finish_job(JobState.FAILED, error)
             self._drop(executor)
             return Reply(Status.STOP)
-        for task, count, place, value in publish:
-            self.refs[task] = (count, place.decode())
-            self.values[task] = value
+        hard = stay is not False
+        frontier = [task for task, _ in stay] if hard else list(record.frontier)
+        marks: list[tuple[int, Sequence[int]]] = list(record.marks)
+        if hard:
+            marks = [(t, m) for t, m in stay if m]
+        deletes = self._publish(record, publish, hard=hard)
         claims = self._arrive(arrivals)
-        deletes = self._pass(reads)
+        already: list[int] = []
+        for probe in probes:
+            self._probe(probe, claims, marks, already)
+        accepted, handed = self._offer(executor, record, sequence, offers)
+        deletes += self._pass(reads)
         job.passed += passed
         for task, value in results:
-            self.results.setdefault(task, value)
-        reply = self._advance(executor, record, sequence, claims, deletes)
+            published = self.values.get(task) if record.check else None
+            self.results.setdefault(task, value if published is None else published)
+        record.frontier = tuple(t for t in (*frontier, *claims) if t not in handed)
+        visible = {p[0] for p in publish}
+        left = [(t, tuple(i for i in m if i not in visible)) for t, m in marks]
+        record.marks = tuple((t, m) for t, m in left if m)
+        gone = not record.frontier
+        if gone:
+            self._drop(executor)
+        free = job.new.slots - len(self.live)
+        reply = Reply(
+            Status.OK, tuple(claims), tuple(deletes), gone, accepted, tuple(already), free
+        )
+        if not gone:
+            self._advance(executor, record, sequence, reply, hard=hard, passed=passed)
+            if release:
+                record.held, record.tries = False, 0
+                record.generation += 1
+                self.live[executor] = self.now() + job.new.grace
         if results and len(self.results) == job.new.want:
-            if job.passed == job.new.tasks:
+            if job.passed == job.new.tasks or self.live:
                 self._finish_job(JobState.DONE, b"")
             else:
                 text = f"{job.passed} of {job.new.tasks} tasks passed"
                 self._finish_job(JobState.FAILED, wire.pack(["protocol", text]))
-        elif reply.gone and not self.live:
+        elif gone and not self.live:
             text = "no executor is left and results are missing"
             self._finish_job(JobState.FAILED, wire.pack(["protocol", text]))
         return reply
 
-    def _arrive(self, arrivals: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
-        claims = []
-        for consumer, degree, count in arrivals:
-            self.counts[consumer] = self.counts.get(consumer, 0) + count
-            if self.counts[consumer] == degree:
-                del self.counts[consumer]
-                claims.append(consumer)
-                self.claimed.append(consumer)
-        return tuple(claims)
+    def _publish(
+        self, record: Record, publish: Iterable[tuple[int, int, bytes, bytes]], *, hard: bool
+    ) -> list[tuple[int, str]]:
+        deletes = []
+        for task, count, packed, value in publish:
+            place = packed.decode()
+            if record.check and (task in self.dead or task in self.refs):
+                if place:
+                    deletes.append((task, place))
+            else:
+                self.refs[task] = (count, place, not hard)
+                self.values[task] = value
+        return deletes
 
-    def _pass(self, reads: Iterable[tuple[int, int]]) -> tuple[tuple[int, str], ...]:
+    def _arrive(self, arrivals: Iterable[tuple[int, int, int | list[int]]]) -> list[int]:
+        claims: list[int] = []
+        for consumer, degree, brought in arrivals:
+            if isinstance(brought, int):
+                new = brought
+            elif has_bit(self.taken, consumer):
+                continue
+            else:
+                edges = set(brought) - self.arrived
+                self.arrived |= edges
+                new = len(edges)
+            if new:
+                self.counts[consumer] = self.counts.get(consumer, 0) + new
+                if self.counts[consumer] == degree:
+                    self._claim(consumer, claims)
+        return claims
+
+    def _claim(self, consumer: int, claims: list[int]) -> None:
+        self.counts.pop(consumer, None)
+        self._take(consumer)
+        claims.append(consumer)
+        self.claimed.append(consumer)
+
+    def _take(self, task: int) -> None:
+        byte = task >> 3
+        self.taken.extend(bytes(max(0, byte + 1 - len(self.taken))))
+        self.taken[byte] |= 0x80 >> (task & 7)
+
+    def _probe(
+        self,
+        probe: tuple[int, int, list[tuple[int, int]]],
+        claims: list[int],
+        marks: list[tuple[int, Sequence[int]]],
+        already: list[int],
+    ) -> None:
+        consumer, degree, pending = probe
+        taken = has_bit(self.taken, consumer)
+        new = [(e, p) for e, p in pending if not taken and e not in self.arrived]
+        already += [e for e, p in pending if (e, p) not in new]
+        if new and self.counts.get(consumer, 0) + len(new) == degree:
+            self.arrived.update(e for e, _ in new)
+            self._claim(consumer, claims)
+            marks.append((consumer, [p for _, p in new]))
+
+    def _offer(
+        self, executor: str, record: Record, sequence: int, offers: Iterable[Sequence[int]]
+    ) -> tuple[tuple[bool, ...], set[int]]:
+        assert self.job is not None
+        accepted: list[bool] = []
+        handed: set[int] = set()
+        for index, tasks in enumerate(offers):
+            accepted.append(len(self.live) < self.job.new.slots)
+            if accepted[-1]:
+                child = child_name(executor, sequence, index)
+                self.records[child] = Record(tuple(tasks), record.check)
+                self.live[child] = self.now() + self.job.new.grace
+                for task in tasks:
+                    self._take(task)
+                    handed.add(task)
+        return tuple(accepted), handed
+
+    def _pass(self, reads: Iterable[tuple[int, int]]) -> list[tuple[int, str]]:
         deletes = []
         for task, count in reads:
             if task not in self.refs:
                 continue
-            left, place = self.refs[task]
+            left, place, again = self.refs[task]
             if left > count:
-                self.refs[task] = (left - count, place)
+                self.refs[task] = (left - count, place, again)
                 continue
             del self.refs[task], self.values[task]
             if place:
                 deletes.append((task, place))
-        return tuple(deletes)
+            if again:
+                self.dead.add(task)
+        return deletes
 
     def _advance(
         self,
         executor: str,
         record: Record,
         sequence: int,
-        claims: tuple[int, ...],
-        deletes: tuple[tuple[int, str], ...],
-    ) -> Reply:
-        """The claims become the frontier."""
-        reply = Reply(Status.OK, claims, deletes, gone=not claims)
-        if reply.gone:
-            self._drop(executor)
-        else:
-            record.sequence = sequence
-            record.frontier = claims
-            record.reply = reply
-            self.live[executor] = self.now() + self._lease(record)
-        return reply
+        reply: Reply,
+        *,
+        hard: bool,
+        passed: int,
+    ) -> None:
+        record.sequence = sequence
+        record.reply = reply
+        record.soft = record.check if hard else True
+        if hard and passed:
+            record.tries = 1
+        self.live[executor] = self.now() + self._lease(record)
 
-    def renew(self, executor: str, generation: int) -> Status:
-        record = self.records.get(executor)
-        if record is None or record.generation != generation:
+    def renew(self, executor: str, generation: int, nonce: str) -> Status:
+        record = self._fenced(executor, generation, nonce)
+        if record is None:
             return Status.FENCED
         assert self.job is not None
         if self.job.state is not JobState.RUNNING or self._timed_out(self.job):
@@ -236,10 +385,10 @@ class ModelStore:
             silent = sorted((e, x) for x, e in self.live.items() if self._is_over(e))
             for _, executor in silent[:most]:
                 record = self.records[executor]
-                if not record.nonce:
+                if not record.held:
                     record.unstarted += 1
                     unheard += 1
-                if record.generation >= job.new.attempts:
+                if record.tries >= job.new.attempts:
                     self._lost("lost", executor, record)
                     revived, unheard = [], 0
                     break
@@ -247,7 +396,7 @@ class ModelStore:
                     self._lost("unstarted", executor, record)
                     revived, unheard = [], 0
                     break
-                record.nonce = ""
+                record.held = False
                 grace = job.new.grace * min(2**record.unstarted, LONGEST)
                 self.live[executor] = self.now() + grace
                 revived.append(executor)
@@ -300,6 +449,9 @@ class ModelStore:
             self.refs,
             self.values,
             self.results,
+            self.arrived,
+            self.taken,
+            self.dead,
         ):
             books.clear()
 
@@ -374,13 +526,13 @@ class ModelStore:
             return False
         assert job.new.timeout is not None
         limit = round(job.new.timeout * 1000)
-        error = wire.pack(["timeout", limit, job.passed, job.new.tasks])
+        error = wire.pack(["overtime", limit, job.passed, job.new.tasks])
         self._finish_job(JobState.FAILED, error)
         return True
 
     def _lease(self, record: Record) -> float:
         assert self.job is not None
-        return float(self.job.new.lease * min(2 ** (record.generation - 1), LONGEST))
+        return float(self.job.new.lease * min(2 ** max(0, record.tries - 1), LONGEST))
 
     def _drop(self, executor: str) -> None:
         self.records.pop(executor, None)
@@ -388,7 +540,7 @@ class ModelStore:
 
     def _lost(self, kind: str, executor: str, record: Record) -> None:
         frontier = wire.pack(list(record.frontier))
-        error = wire.pack([kind, executor, record.generation, frontier])
+        error = wire.pack([kind, executor, record.tries, frontier])
         self._finish_job(JobState.FAILED, error)
 
     def _finish_job(self, state: JobState, error: bytes) -> None:

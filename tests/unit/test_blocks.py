@@ -10,35 +10,35 @@ import pytest
 from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, wire
-from wukong_async.blocks import Entry, PlanFacts
+from wukong_async.blocks import Entry, Limits, PlanFacts
 
 
 def entries(count: int, size: int = 0) -> list[Entry]:
     nodes = [Task(f"k{i}", add, TaskRef("x"), bytes([i % 256]) * size) for i in range(count)]
-    return [(node, ("x",), (i,), None, (), (), False) for i, node in enumerate(nodes)]
+    return [(node, ("x",), (i,), None, (), (), False, None) for i, node in enumerate(nodes)]
 
 
 def test_tasks_survive() -> None:
     node = Task("k", add, TaskRef("x"), TaskRef("y"))
-    entry: Entry = (node, ("x",), (3,), {"y": 10}, (8, 9), (2, 1), True)
+    entry: Entry = (node, ("x",), (3,), {"y": 10}, (8, 9), (2, 1), True, None)
     count, frame = blocks.encode([entry], 1000)
     block = blocks.decode(wire.join(frame), first=7)
     assert count == 1
     (spec,) = block.specs
-    assert spec == (7, (3,), (8, 9), (2, 1), True, ())
+    assert spec == (7, (3,), (8, 9), (2, 1), True, (), False)
     assert block.programs[7].run({3: 5}) == 15
 
 
 def test_one_input_under_two_names_is_one_edge() -> None:
     node = Task("k", add, TaskRef("x"), TaskRef("y"))
-    _, frame = blocks.encode([(node, ("x", "y"), (3, 3), None, (), (), False)], 1000)
+    _, frame = blocks.encode([(node, ("x", "y"), (3, 3), None, (), (), False, None)], 1000)
     (spec,) = blocks.decode(wire.join(frame), 4).specs
     assert spec.inputs == (3,)
 
 
 def test_large_literals_are_no_inputs() -> None:
     node = Task("k", add, TaskRef("x"), TaskRef("y"))
-    _, frame = blocks.encode([(node, ("x", "y"), (3, -1), None, (), (), False)], 1000)
+    _, frame = blocks.encode([(node, ("x", "y"), (3, -1), None, (), (), False, None)], 1000)
     block = blocks.decode(wire.join(frame), 4)
     assert block.specs[0].inputs == (3,)
     assert block.specs[0].literals == (-1,)
@@ -77,7 +77,7 @@ def test_facts_survive() -> None:
 def test_shared_strings_are_pickled_once() -> None:
     def many(names: list[str]) -> Any:
         nodes = [Task(f"k{i}", add, TaskRef(n), 1) for i, n in enumerate(names)]
-        return [(n, tuple(n.dependencies), (0,), None, (), (), False) for n in nodes]
+        return [(n, tuple(n.dependencies), (0,), None, (), (), False, None) for n in nodes]
 
     same = "a-rather-long-key-" * 10
     _, frame = blocks.encode(many([same] * 200), 10**9)
@@ -108,7 +108,7 @@ def test_what_tasks_share_is_not_repeated() -> None:
 
 
 def entry(constant: object) -> Entry:
-    return (Task("k", str, TaskRef("x")), (), (), {"x": constant}, (), (), False)
+    return (Task("k", str, TaskRef("x")), (), (), {"x": constant}, (), (), False, None)
 
 
 def cut(tasks: list[Entry], most: int) -> Iterator[tuple[int, wire.Segments]]:
@@ -161,3 +161,16 @@ def test_arrays_of_many_tasks_are_rebuilt_where_they_lie() -> None:
         constants = programs[task].constants
         assert constants is not None
         np.testing.assert_array_equal(constants["x"], array)
+
+
+def test_limits_travel_with_their_task() -> None:
+    node = Task("k", add, 1, 2)
+    tasks: list[Entry] = [
+        (node, (), (), None, (), (), False, limits) for limits in (None, (2, None), (0, 1.5))
+    ]
+    _, frame = blocks.encode(tasks, 10**6)
+    block = blocks.decode(wire.join(frame), 0)
+    assert [program.limits for program in block.programs.values()] == [
+        *(Limits(), Limits(retries=2), Limits(timeout=1.5))
+    ]
+    assert [spec.limited for spec in block.specs] == [False, False, True]

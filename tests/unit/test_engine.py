@@ -97,7 +97,7 @@ def test_a_chain_is_one_commit_and_one_value_in_memory() -> None:
     script = Script(chain(1000))
     engine = script.drive([0])
     assert script.ran == list(range(1000))
-    assert script.commits == [Commit(passed=1000, results=(999,))]
+    assert script.commits == [Commit(stay=(), passed=1000, results=(999,))]
     assert script.peak <= 2
     assert not script.of(Fetch)
     assert script.seen[-1] == Exit(Status.OK)
@@ -110,7 +110,7 @@ def test_a_fan_in_made_here_needs_no_store() -> None:
     assert [len(action.tasks) for action in script.of(Publish) if isinstance(action, Publish)] == [
         1
     ]
-    assert script.commits == [Commit(passed=127, results=(126,))]
+    assert script.commits == [Commit(stay=(), passed=127, results=(126,))]
     assert script.peak <= 8, "depth first: a path to the root, not a whole level"
 
 
@@ -141,8 +141,20 @@ def test_what_is_held_between_a_fan_out_and_a_tree_is_as_much_as_it_is_deep(widt
         level = above
     script = Script(make_plan(graph, level))
     script.drive([0])
-    assert script.commits == [Commit(passed=len(graph), results=(len(graph) - 1,))]
+    assert script.commits == [Commit(stay=(), passed=len(graph), results=(len(graph) - 1,))]
     assert script.peak <= width.bit_length() + 3, "the root, a path, and not a whole level"
+
+
+@pytest.mark.parametrize("limited", [0, 3, 4, 6], ids=["leaf", "leaf later", "fan-in", "root"])
+def test_a_task_whose_time_is_limited_runs_by_itself(limited: int) -> None:
+    plan = tree(4)
+    plan.specs[limited] = plan.specs[limited]._replace(limited=True)
+    script = Script(plan)
+    script.drive(plan.leaves)
+    runs = [[step.task for step in run.steps] for run in script.of(Run) if isinstance(run, Run)]
+    assert [limited] in runs
+    assert script.ran == list(range(7)), "and the order stays"
+    assert len(runs) == (2 if limited in {0, 6} else 3)
 
 
 def test_half_a_tree_arrives_at_the_root_and_a_claim_continues() -> None:
@@ -153,8 +165,8 @@ def test_half_a_tree_arrives_at_the_root_and_a_claim_continues() -> None:
     script.drive(half)
     mine, other = plan.specs[root].inputs
     first, second = script.commits
-    assert first == Commit(passed=7, publish=((mine, 1),), arrivals=((root, 2, 1),))
-    assert second == Commit(passed=1, results=(root,), reads=((mine, 1), (other, 1)))
+    assert first == Commit(stay=(), passed=7, publish=((mine, 1),), arrivals=((root, 2, 1),))
+    assert second == Commit(stay=(), passed=1, results=(root,), reads=((mine, 1), (other, 1)))
     assert [a.objects for a in script.of(Fetch) if isinstance(a, Fetch)] == [(other,)]
 
 
@@ -182,7 +194,7 @@ def test_an_output_that_is_also_an_input_is_kept_until_it_is_announced() -> None
     plan = make_plan({0: [], 1: [0], 2: [1]}, [0, 2])
     script = Script(plan)
     script.drive([0])
-    assert script.commits == [Commit(passed=3, results=(0, 2))]
+    assert script.commits == [Commit(stay=(), passed=3, results=(0, 2))]
     assert script.memory == {0, 2}
 
 
@@ -307,7 +319,7 @@ def test_a_literal_is_read_before_the_task_that_needs_it_and_once() -> None:
     script = Script(plan)
     script.drive([0])
     assert script.ran == [0, 1, 2]
-    assert script.commits == [Commit(passed=3, results=(2,))]
+    assert script.commits == [Commit(stay=(), passed=3, results=(2,))]
     fetched = [a.objects for a in script.of(Fetch) if isinstance(a, Fetch)]
     assert fetched == [(literal,)], "it is still there when the next task asks for it"
 

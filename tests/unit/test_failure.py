@@ -19,6 +19,7 @@ from wukong_async.errors import (
     StoreFull,
     StoreLost,
     TaskError,
+    TaskTimeout,
     VersionMismatch,
 )
 
@@ -200,3 +201,43 @@ def test_what_the_function_cannot_unpickle_is_named(what: Any, number: int, says
     assert isinstance(error, SerializationError)
     assert says in str(error)
     assert error.__notes__ == ["wukong: in executor 0, request request-1"]
+
+
+def test_how_often_a_task_was_tried_is_said() -> None:
+    blob = failure.task_failed(
+        1, ValueError("no"), tries=3, hidden=lambda _: False, request_id="r", executor="0"
+    )
+    (note,) = failure.rebuild(blob, name_of).__notes__
+    assert note == ("wukong: task ('x', 1) failed in executor 0, request r, in the last of 3 tries")
+
+
+@pytest.mark.parametrize(("tries", "said"), [(1, ""), (2, ", in the last of 2 tries")])
+def test_a_timeout_names_the_task_its_limit_and_what_to_change(tries: int, said: str) -> None:
+    stack = [
+        traceback.FrameSummary(name, 7, "call", lookup_line=False, line=f"in {name}")
+        for name in ("thread", "ours", "ours", "theirs", "ours", "inner")
+    ]
+    blob = failure.task_timed_out(
+        *(1, 0.5, stack),
+        tries=tries,
+        hidden=lambda name: name == "ours",
+        request_id="r",
+        executor="0",
+    )
+    error = failure.rebuild(blob, name_of)
+    assert type(error) is TaskTimeout
+    assert str(error) == (
+        f"Task ('x', 1) took longer than its timeout of 0.5 s{said}. Give it"
+        " more with dask.annotate(timeout=…) where it is made, or with timeout=… in the call that"
+        " computes it."
+    )
+    assert error.__notes__ == ["wukong: in executor 0, request r"]
+    story = str(error.__cause__)
+    assert [line.strip() for line in story.splitlines() if " in " in line] == [
+        'File "theirs", line 7, in call',
+        "in theirs",
+        'File "ours", line 7, in call',
+        "in ours",
+        'File "inner", line 7, in call',
+        "in inner",
+    ]

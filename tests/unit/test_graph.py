@@ -11,10 +11,12 @@ import dask.array as da
 import dask.bag as db
 import pytest
 from dask import delayed
+from dask._expr import Expr
 from dask._task_spec import Alias, DataNode, Dict, List, Task, TaskRef, Tuple, _execute_subgraph
 from dask.highlevelgraph import HighLevelGraph
 
 from wukong_async import graph
+from wukong_async.blocks import Limits
 from wukong_async.errors import CycleError, GraphError, MissingDependencyError, MissingKeyError
 from wukong_async.graph import TaskGraph
 
@@ -202,3 +204,99 @@ def test_parts_that_are_set_apart_are_provided_as_inputs(
 def test_a_node_without_anything_to_set_apart_stays_itself() -> None:
     node = Task("k", add, List("small", TaskRef("x")))
     assert graph.set_apart(node, lambda label, part: None).args[0] is node.args[0]
+
+
+# Retries and timeouts -----------------------------------------------------------------------------
+
+
+def limits_of(*collections: Any, optimize_graph: bool = True, **call: Any) -> dict[str, Limits]:
+    """By the name of the layer."""
+    asked = graph.request(collections, optimize_graph)
+    assert asked is not None
+    found: dict[Any, Limits] = graph.ingest(
+        asked.graph, asked.keys, graph.annotations_of_call(**call)
+    ).limits
+    return {(k if isinstance(k, str) else k[0]).rsplit("-", 1)[0]: v for k, v in found.items()}
+
+
+def test_tasks_without_annotations_have_no_limits() -> None:
+    assert limits_of(da.ones(4, chunks=2) + 1) == {}
+    assert graph.ingest({"a": (inc, 1)}, ["a"]).limits == {}
+
+
+def test_a_layer_has_its_annotations_and_the_others_those_of_the_call() -> None:
+    with dask.annotate(retries=2, priority=7):
+        x = delayed(inc)(1, dask_key_name="x")
+    with dask.annotate(timeout="2 minutes"):
+        y = delayed(inc)(x, dask_key_name="y")
+    z = delayed(inc)(y, dask_key_name="z")
+    assert limits_of(z) == {"x": (2, None), "y": (0, 120)}
+    assert limits_of(z, x, retries=1, timeout=5) == {"x": (2, 5), "y": (1, 120), "z": (1, 5)}
+
+
+def test_what_is_annotated_around_the_call_is_weaker_than_its_arguments() -> None:
+    x = delayed(inc)(1, dask_key_name="x")
+    with dask.annotate(retries=lambda key: len(key), timeout=3):
+        assert limits_of(x) == {"x": (1, 3)}
+        assert limits_of(x, retries=5) == {"x": (5, 3)}
+
+
+def test_none_means_not_annotated() -> None:
+    with dask.annotate(retries=lambda _: None, timeout=None):
+        x = delayed(inc)(1, dask_key_name="x")
+    assert limits_of(x) == {}
+    assert limits_of(x, timeout=3) == {"x": (0, 3)}
+
+
+def test_a_fused_task_has_the_most_retries_and_the_time_of_all() -> None:
+    x = da.ones(4, chunks=2)
+    with dask.annotate(retries=2, timeout=3):
+        y = x + 1
+    with dask.annotate(retries=1, timeout=4):
+        z = y * 2
+    assert limits_of(z) == {"add-ones_like-mul": (2, None)}, "one has no timeout"
+    found = limits_of(z, timeout=5)
+    assert found == {"add-ones_like-mul": (2, 5), "finalize-hlgfinalizecompute": (0, 5)}
+    with dask.config.set({"optimization.fuse.active": False}):
+        assert limits_of(z) == {"add": (2, 3), "mul": (1, 4)}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_functions_of_the_key_see_that_of_the_fused_task(first: bool) -> None:
+    def by_index(key: Any) -> int:
+        return 3 + int(key[1])
+
+    x = da.ones(4, chunks=2)
+    with dask.annotate(**({"retries": by_index} if first else {})):
+        y = x + 1
+    with dask.annotate(**({} if first else {"retries": by_index})):
+        z = y * 2
+    asked = graph.request((z,), optimize_graph=True)
+    assert asked is not None
+    found: dict[Any, Limits] = graph.ingest(asked.graph, asked.keys).limits
+    assert {key[1]: limits.retries for key, limits in found.items()} == {0: 3, 1: 4}
+
+
+def test_a_fused_task_has_the_sum_of_the_timeouts_if_all_have_one() -> None:
+    with dask.annotate(timeout=3):
+        y = da.ones(4, chunks=2) + 1
+    with dask.annotate(timeout=4):
+        z = y * 2
+    # Of which Dask has fused the first two with rules of its own.
+    assert limits_of(z, timeout=100) == {
+        "add-mul": (0, 10),
+        "finalize-hlgfinalizecompute": (0, 100),
+    }
+
+
+def test_bags_are_fused_as_well() -> None:
+    with dask.annotate(retries=2, timeout=1):
+        bag = db.from_sequence(range(4), npartitions=2).map(inc)
+    assert limits_of(bag.map(inc)) == {"from_sequence-inc": (2, None)}
+    assert limits_of(bag.map(inc), optimize_graph=False) == {"inc": (2, 1)}
+
+
+def test_what_dask_marks_as_not_annotated_is_not() -> None:
+    with dask.annotate(retries=lambda _: Expr._annotations_tombstone()):
+        x = delayed(inc)(1, dask_key_name="x")
+    assert limits_of(x) == {}

@@ -10,9 +10,11 @@ from functools import partial
 from operator import add
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
+from dask import delayed
 from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, graph, wire
@@ -225,3 +227,14 @@ def test_a_key_without_a_name_has_a_number() -> None:
     assert upload.name(0) == "<a Anonymous whose repr raises RuntimeError>"
     assert upload.name(-5) == "number -5"
     assert pickle.loads(pickle.dumps(upload.plan.keys)) == ["a"]
+
+
+def test_limits_are_written_for_the_tasks_that_have_any() -> None:
+    with dask.annotate(retries=2, timeout="1 minute"):
+        x = delayed(add)(1, 2, dask_key_name="x")
+    y = delayed(add)(x, 1, dask_key_name="y")
+    upload = Upload.prepare(y.dask, ["y"], Settings())
+    (frame,) = (frame for batch in upload.batches() for _, frame in batch)
+    programs = blocks.decode(wire.join(frame), 0).programs
+    assert programs[0].limits == (2, 60.0)
+    assert programs[1].limits == (0, None)

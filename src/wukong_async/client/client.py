@@ -21,7 +21,7 @@ from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError, ConfigError
 from wukong_async.local import LocalCluster
 from wukong_async.loops import LoopThread, run_on
-from wukong_async.scheduler import AttachedJob, JobSummary, Scheduler
+from wukong_async.scheduler import AttachedJob, JobSummary, Options, Scheduler
 
 T = TypeVar("T")
 
@@ -222,6 +222,8 @@ class WukongClient:
         *args: Any,
         keys: Any = None,
         optimize_graph: bool = True,
+        retries: int | None = None,
+        timeout: float | str | None = None,
         job_timeout: float | str | None = None,
     ) -> Any:
         """Compute Dask collections, or keys of a graph.
@@ -236,6 +238,11 @@ class WukongClient:
             the tasks that no other task needs.
         optimize_graph
             Whether Dask may optimise the collections first.
+        retries
+            How often a task that raises, or takes too long, is run again.
+        timeout
+            Seconds, or Dask's notation, that each try of a task may take. This and `retries` hold
+            for tasks that `dask.annotate(retries=…, timeout=…)` says nothing of.
         job_timeout
             How long the job may run, in seconds or in Dask's notation; default: the setting.
 
@@ -249,17 +256,22 @@ class WukongClient:
         The exception of a task that failed, whatever its type, with the remote traceback as its
         cause; else a `wukong_async.errors.WukongError`.
         """
-        return self._do(self._compute(args, keys, optimize_graph, job_timeout))
+        options = Options(graphs.annotations_of_call(retries, timeout), job_timeout)
+        return self._do(self._compute(args, keys, optimize_graph, options))
 
     def get(
-        self, dsk: object, keys: Any, *, job_timeout: float | str | None = None, **kwargs: Any
+        self,
+        dsk: object,
+        keys: Any,
+        *,
+        retries: int | None = None,
+        timeout: float | str | None = None,
+        job_timeout: float | str | None = None,
+        **kwargs: Any,
     ) -> Any:
         """A Dask scheduler: `x.compute(scheduler=client.get)`. Blocks, in any kind of use.
 
-        Parameters
-        ----------
-        job_timeout
-            As for `compute`; `x.compute(job_timeout=…)` passes it on.
+        The options `retries`, `timeout` and `job_timeout` are those of `compute`.
 
         Raises
         ------
@@ -271,6 +283,7 @@ class WukongClient:
         ignored = {"num_workers", "pool", "chunksize"}  # They say how to use this machine.
         if unknown := sorted(set(kwargs) - ignored):
             raise TypeError(f"WukongClient.get does not understand the option {unknown[0]!r}.")
+        options = Options(graphs.annotations_of_call(retries, timeout), job_timeout)
         with self._starting:
             if self._scheduler is None and not self._closed and self._thread is None:
                 self.start()
@@ -278,7 +291,7 @@ class WukongClient:
             "client.get, x.compute() or dask.compute(x)",
             "await client.compute(x)` of an `async with WukongClient()",
         )
-        return self._block(self._get(dsk, keys, job_timeout))
+        return self._block(self._get(dsk, keys, options))
 
     def jobs(self) -> tuple[str, ...]:
         """The ids of the jobs that this client runs now; `history` has those of finished ones."""
@@ -297,7 +310,7 @@ class WukongClient:
         args: tuple[Any, ...],
         keys: Any,
         optimize_graph: bool,
-        job_timeout: float | str | None,
+        options: Options,
     ) -> Any:
         self._check_loop()
         if not args:
@@ -307,23 +320,23 @@ class WukongClient:
         if keys is not None and len(args) == 1 and graphs.is_graph(args[0]):
             # Nothing is looked for in the graph: that takes longer than planning, and would use up
             # the iterators in it.
-            return await self._get(args[0], keys, job_timeout)
+            return await self._get(args[0], keys, options)
         in_thread = self._active().in_thread
         request = await in_thread(graphs.request, args, optimize_graph)
         if request is not None:
             if keys is not None:
                 raise TypeError("keys= goes with a graph, not with collections.")
-            values = request.finish(await self._get(request.graph, request.keys, job_timeout))
+            values = request.finish(await self._get(request.graph, request.keys, options))
             return values if len(args) > 1 else values[0]
         if not graphs.is_graph(args[0]):
             return args if len(args) > 1 else args[0]
         if len(args) > 1:
             raise TypeError("compute takes one graph, and keys once.")
         sinks = await in_thread(graphs.sinks, args[0])
-        return dict(zip(sinks, await self._get(args[0], sinks, job_timeout), strict=True))
+        return dict(zip(sinks, await self._get(args[0], sinks, options), strict=True))
 
-    async def _get(self, dsk: object, keys: Any, job_timeout: float | str | None) -> Any:
-        values, summary = await self._active().run(dsk, keys, job_timeout)
+    async def _get(self, dsk: object, keys: Any, options: Options) -> Any:
+        values, summary = await self._active().run(dsk, keys, options)
         self.history.append(summary)
         return values
 

@@ -10,19 +10,21 @@ on it either: even a small object may import a library for seconds.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
+from traceback import FrameSummary
 from typing import Any, Literal, TypeVar
 
 import dask._task_spec
 
 from wukong_async import blocks, failure, wire
-from wukong_async.blocks import PlanFacts
+from wukong_async.blocks import Block, Limits, PlanFacts, Program
 from wukong_async.config import Settings
 from wukong_async.engine import (
     Action,
@@ -32,6 +34,8 @@ from wukong_async.engine import (
     Engine,
     Exit,
     Fetch,
+    Invoke,
+    InvokeAgain,
     Load,
     Publish,
     Run,
@@ -40,19 +44,26 @@ from wukong_async.engine import (
 )
 from wukong_async.errors import SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation, mismatch, versions
 from wukong_async.loops import plain
-from wukong_async.protocol import Begun, Payload, Status
+from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
 from wukong_async.store.job import BATCH_BYTES
 
 T = TypeVar("T")
+log = logging.getLogger("wukong.executor")
 
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
 COMMIT_BYTES = 16 * 1024 * 1024
 """Inline values of one commit; the others go to the data shards, or a wide round of small outputs
 would be one script argument of gigabytes."""
+TICK = 1.0
+"""Seconds between two renewals, at most: so soon an executor hears that its job is over."""
+HAND_OVER_SHARE, HAND_OVER_MOST = 0.2, 30.0
+"""What is left of the function's time, as a share and in seconds, when an executor starts nothing
+more; when half of that is gone it gives up what still runs."""
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
@@ -63,43 +74,82 @@ class Failed:
 
     task: int
     error: BaseException
+    tries: int = 1
+
+
+class TookTooLong(Exception):
+    """What a try of a task ends with when its time is over."""
+
+    def __init__(self, seconds: float, stack: Sequence[FrameSummary]) -> None:
+        super().__init__(seconds, stack)
+        self.seconds = seconds
+        self.stack = stack
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a Run has come; the worker thread writes it, the loop reads it."""
+
+    steps: Sequence[Step]
+    ran: int = 0
+    closed: bool = False
+    """The loop does not wait for it any more."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def task(self) -> int | None:
+        """What runs now."""
+        return self.steps[self.ran].task if self.ran < len(self.steps) else None
 
 
 class Incarnation:
-    """An executor from `begin` to its exit."""
+    """An executor from `begin` to its exit.
+
+    Parameters
+    ----------
+    remaining
+        Seconds until the function's time is over.
+    invoke
+        Sends events; it does not matter whether they arrive. With none of them it gets ready to,
+        which takes a second.
+    """
 
     def __init__(
         self,
         invocation: Invocation,
         store: JobStore,
         cache: PlanCache,
-        worker: ThreadPoolExecutor,
+        worker: Worker,
         request_id: str,
+        remaining: float,
+        invoke: Callable[[Sequence[Invocation]], Awaitable[None]],
     ) -> None:
         self._invocation = invocation
         self._executor = invocation.executor
         self._store = store
         self._cache = cache
         self._worker = worker
+        # Apart, so that a limited task begins when it is submitted, and holds nothing else up.
+        self._limited = Worker()
         self._request_id = request_id
+        self._remaining = remaining
+        self._invoke = invoke
         self._engine = Engine()
         self._nonce = secrets.token_hex(8)
         self._values: dict[int, Any] = {}
         self._payloads: dict[int, Payload] = {}
         self._error = b""
         self._stop = threading.Event()
+        self._pause = threading.Event()
+        self._progress = Progress(())
+        self._ran_any = False
+        self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
-        self._work: Future[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._facts = PlanFacts((), 0, 0, 0.0)
+        self._facts = PlanFacts((), (), 0, 0, 0.0)
 
     def __repr__(self) -> str:
         return f"<Incarnation {self._executor} of {self._store.job_id}: {self._engine!r}>"
-
-    @property
-    def busy(self) -> bool:
-        """Whether the worker thread still computes."""
-        return self._work is not None and not self._work.done()
 
     async def run(self) -> Status:
         """Live. Returns why it ended.
@@ -118,13 +168,12 @@ class Incarnation:
             raise plain(many) from None
         finally:
             self._stop.set()
+            self._limited.close()
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
             self._tasks.clear()
             self._values = {}
             self._payloads.clear()
-            if not self.busy:
-                self._work = None
         return reason
 
     async def _obey(self, group: asyncio.TaskGroup) -> Status:
@@ -142,6 +191,12 @@ class Incarnation:
                     case Drop(objects):
                         for number in objects:
                             self._values.pop(number, None)
+                    case Invoke(sequence, offers):
+                        await self._invoke_all(
+                            [child_name(self._executor, sequence, index) for index in offers]
+                        )
+                    case InvokeAgain():
+                        await self._invoke_all([self._executor])
                     case _:
                         self._start(group, action)
             await self._wake.wait()
@@ -162,13 +217,21 @@ class Incarnation:
             case Publish(tasks):
                 await self._publish(tasks)
             case Send(sequence, commit):
-                body = commit_body(commit, self._payloads, self._error)
-                self._payloads.clear()
-                reply = await self._store.commit(
-                    self._executor, self._engine.generation, sequence, body
-                )
-                self._engine.replied(reply)
+                await self._send(sequence, commit)
         self._wake.set()
+
+    async def _send(self, sequence: int, commit: Commit) -> None:
+        body = commit_body(commit, self._payloads, self._error)
+        # A result that was published in a commit that passed nothing is announced in a later one.
+        kept = self._payloads if commit.stay is None else {}
+        self._payloads = {t: kept[t] for t in kept if t in commit.held}
+        generation = self._engine.generation
+        reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
+        self._engine.replied(reply)
+
+    async def _invoke_all(self, executors: Sequence[str]) -> None:
+        job, client = self._store.job_id, self._invocation.versions
+        await self._invoke([Invocation(job, executor, client) for executor in executors])
 
     # Life -------------------------------------------------------------------------------------
 
@@ -182,16 +245,31 @@ class Incarnation:
             self._fail(failure.versions_differ(difference))
             return
         self._facts = PlanFacts.unpack(begun.facts)
-        renewal = group.create_task(self._renew(begun.lease / 3))
-        self._tasks.add(renewal)
+        for duty in (self._renew(min(begun.lease / 3, TICK)), self._hand_over()):
+            self._tasks.add(group.create_task(duty))
 
     async def _renew(self, pause: float) -> None:
         while True:
             await asyncio.sleep(pause)
-            status = await self._store.renew(self._executor, self._engine.generation)
+            status = await self._store.renew(self._executor, self._engine.generation, self._nonce)
             if status is not Status.OK:
                 self._stopped(status)
                 return
+
+    async def _hand_over(self) -> None:
+        """Before the function's time is over: leave the rest to another incarnation."""
+        loop = asyncio.get_running_loop()
+        margin = min(HAND_OVER_MOST, HAND_OVER_SHARE * self._remaining)
+        due = loop.time() + self._remaining - margin
+        await asyncio.sleep(self._remaining / 2)
+        await self._invoke([])
+        await asyncio.sleep(due - loop.time())
+        self._pause.set()
+        self._engine.hand_over()
+        self._wake.set()
+        await asyncio.sleep(margin / 2)
+        if self._running is not None:
+            self._running.cancel()
 
     def _stopped(self, status: Status) -> None:
         self._stop.set()
@@ -207,7 +285,12 @@ class Incarnation:
     # Reading ----------------------------------------------------------------------------------
 
     async def _load(self, tasks: Sequence[int]) -> None:
-        starts = self._facts.starts
+        for block in await self._blocks(tasks):
+            self._engine.loaded(block.specs)
+
+    async def _blocks(self, tasks: Iterable[int]) -> list[Block]:
+        """The blocks of these tasks; none if one of them cannot be had, which fails the job."""
+        starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if self._cache.block(index) is None]
         frames = await self._store.get(
@@ -216,17 +299,15 @@ class Incarnation:
         for index, frame in zip(missing, frames, strict=True):
             if frame is None:
                 self._fail(failure.input_lost([]))
-                return
+                return []
             try:
-                block = await asyncio.to_thread(blocks.decode, frame, starts[index])
+                block = await asyncio.to_thread(blocks.decode, frame, starts[index], edges[index])
             except blocks.Unreadable as error:
                 self._fail(self._unreadable("plan", error))
-                return
+                return []
             self._cache.add_block(index, block)
-        for index in wanted:
-            found = self._cache.block(index)
-            assert found is not None
-            self._engine.loaded(found.specs)
+        found = map(self._cache.block, wanted)
+        return [block for block in found if block is not None]
 
     async def _fetch(self, objects: Sequence[int]) -> None:
         sizes: dict[int, int] = {}
@@ -235,28 +316,69 @@ class Incarnation:
             if cached is not None:
                 sizes[number], self._values[number] = cached
         missing = [number for number in objects if number not in sizes]
-        frames = await self._store.read(missing) if missing else {}
-        lost = [number for number, frame in frames.items() if frame is None]
+        found, lost = await self._read(missing)
         if lost:
-            self._fail(failure.input_lost(lost))
-            return
-        try:
-            decoded = await asyncio.to_thread(_decode, frames)
-        except blocks.Unreadable as error:
-            self._fail(self._unreadable("value", error))
-            return
-        for number, (size, value) in decoded.items():
+            found.update(await self._remake(lost))
+        for number, (size, value) in found.items():
             sizes[number], self._values[number] = size, value
             if number < 0:
                 self._cache.add_literal(number, size, value)
-        self._engine.fetched(sizes)
+        if sizes.keys() >= set(objects):
+            self._engine.fetched(sizes)
+
+    async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
+        """Objects of the store, as (size, value), and those that it has lost."""
+        frames = await self._store.read(objects) if objects else {}
+        lost = [number for number, frame in frames.items() if frame is None]
+        there = {number: frame for number, frame in frames.items() if frame is not None}
+        frames.clear()
+        try:
+            return await asyncio.to_thread(_decode, there), lost
+        except blocks.Unreadable as error:
+            self._fail(self._unreadable("value", error))
+            return {}, []
+
+    async def _remake(self, lost: Sequence[int]) -> dict[int, tuple[int, Any]]:
+        """Outputs that the store has lost, made again from the plan and what is left of it.
+
+        Nothing of it is told to anybody: for all others the tasks have passed. What cannot be made
+        again (a literal, a block of the plan) fails the job.
+        """
+        log.warning("the store has lost %d objects; they are computed again", len(lost))
+        values: dict[int, Any] = {}
+        recipes: dict[int, Program] = {}
+        missing = list(lost)
+        while missing:
+            if min(missing) < 0:
+                self._fail(failure.input_lost(missing))
+                return {}
+            if not await self._blocks(missing):
+                return {}
+            recipes.update((task, self._cache.programs[task]) for task in missing)
+            sources = {source for task in missing for source in recipes[task].sources}
+            found, missing = await self._read(sorted(sources - recipes.keys() - values.keys()))
+            values.update((number, value) for number, (_, value) in found.items())
+            if self._stop.is_set():
+                return {}
+        # In the order of their numbers, inputs come first.
+        steps = [Step(task, ()) for task in sorted(recipes)]
+        progress = Progress(steps)
+        run = partial(_run_steps, progress, self._cache, values, self._stop, self._pause)
+        failed = await self._in_worker(run)
+        if failed is not None:
+            self._fail(self._task_failed(failed))
+        return {task: (0, values[task]) for task in lost if task in values}
 
     def _unreadable(self, what: Literal["plan", "value"], error: blocks.Unreadable) -> bytes:
         cause = error.__cause__ or error
         return failure.unreadable(what, error.number, cause, **self._told_by())
 
     def _task_failed(self, failed: Failed) -> bytes:
-        return failure.task_failed(failed.task, failed.error, **self._told_by())
+        task, error = failed.task, failed.error
+        told_by = {"tries": failed.tries, **self._told_by()}
+        if isinstance(error, TookTooLong):
+            return failure.task_timed_out(task, error.seconds, error.stack, **told_by)
+        return failure.task_failed(task, error, **told_by)
 
     def _told_by(self) -> dict[str, Any]:
         return {
@@ -268,29 +390,79 @@ class Incarnation:
     # Running ----------------------------------------------------------------------------------
 
     async def _run(self, steps: Sequence[Step]) -> None:
-        failed = await self._in_worker(
-            lambda: _run_steps(steps, self._cache, self._values, self._stop)
-        )
-        if failed is None:
-            self._engine.ran()
+        progress = self._progress = Progress(steps)
+        limits = self._cache.programs[steps[0].task].limits
+        if limits.timeout is None:
+            run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
+            failed = await self._await(self._worker, run)
         else:
+            failed = await self._run_limited(steps[0], limits)
+        if isinstance(failed, TookTooLong):
+            # The thread that was given up goes on with the values as they were.
+            with progress.lock:
+                progress.closed = True
+                self._values = dict(self._values)
+        self._ran_any = self._ran_any or progress.ran > 0
+        if isinstance(failed, Failed):
             self._fail(self._task_failed(failed))
+        elif failed is None or self._ran_any:
+            self._engine.ran(progress.ran)
+        else:
+            # It had all of the function's time.
+            late = TookTooLong(self._remaining, failed.stack)
+            self._fail(self._task_failed(Failed(steps[0].task, late, tries=0)))
+
+    async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
+        """Run a task whose time is limited, each try in a thread that can be given up."""
+        task, drops = step
+        program = self._cache.programs[task]
+        for tries in count(1):
+            if self._stop.is_set() or self._pause.is_set():
+                return None
+            # Of its own, since a thread that is given up may go on for a while.
+            values = {number: self._values[number] for number in program.sources}
+            run = partial(_try, task, program, values)
+            error = await self._await(self._limited, run, limits.timeout)
+            if error is None:
+                self._values[task] = values[task]
+                for number in drops:
+                    del self._values[number]
+                self._progress.ran = 1
+                return None
+            if isinstance(error, TookTooLong) and self._pause.is_set():
+                return error
+            if not _again(program, tries, error):
+                return Failed(task, error, tries)
+        raise AssertionError
+
+    async def _await(
+        self, worker: Worker, work: Callable[[], T], seconds: float | None = None
+    ) -> T | TookTooLong:
+        """What `work` makes of it in a thread, if there is time for it."""
+        future = worker.submit(work)
+        self._running = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([self._running], timeout=seconds)
+            if self._running.done() and not self._running.cancelled():
+                return future.result()
+            return TookTooLong(seconds or self._remaining, worker.stack())
+        finally:
+            self._running = None
+            if not future.done():
+                worker.abandon()
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
-        """Run `work` in the worker thread, and remember whether the thread is still at it."""
-        future = self._work = self._worker.submit(work)
-        done: T = await asyncio.wrap_future(future)
-        self._work = None  # What it made must not be held by its future as well.
+        """What `work` makes of it in the worker thread."""
+        done: T = await asyncio.wrap_future(self._worker.submit(work))
         return done
 
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
         room = COMMIT_BYTES
-        writer = f"{self._executor}-{self._engine.generation}"
         while rest and not self._stop.is_set():
             made = await self._in_worker(
-                partial(_encode, rest, self._values, self._facts, writer, room, self._stop)
+                partial(_encode, rest, self._values, self._facts, self._nonce, room, self._stop)
             )
             if isinstance(made, Failed):
                 self._fail(self._task_failed(made))
@@ -309,12 +481,11 @@ class Incarnation:
         self._engine.published()
 
 
-def _decode(frames: dict[int, bytes | None]) -> dict[int, tuple[int, Any]]:
+def _decode(frames: dict[int, bytes]) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
     for number in list(frames):
         frame = frames.pop(number)
-        assert frame is not None
         try:
             values[number] = len(frame), wire.loads(frame)
         except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
@@ -323,20 +494,45 @@ def _decode(frames: dict[int, bytes | None]) -> dict[int, tuple[int, Any]]:
 
 
 def _run_steps(
-    steps: Sequence[Step], cache: PlanCache, values: dict[int, Any], stop: threading.Event
+    progress: Progress,
+    cache: PlanCache,
+    values: dict[int, Any],
+    stop: threading.Event,
+    pause: threading.Event,
 ) -> Failed | None:
-    """Run tasks one after the other, until one fails or nobody wants them any more."""
+    """Run tasks one after the other, until one fails or there is no more time for them."""
     programs = cache.programs
-    for task, drops in steps:
-        if stop.is_set():
-            return None
-        try:
-            values[task] = programs[task].run(values)
-        except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
-            return Failed(task, error)
-        for number in drops:
-            del values[number]
+    for task, drops in progress.steps:
+        program = programs[task]
+        for tries in count(1):
+            if stop.is_set() or pause.is_set():
+                return None
+            error = _try(task, program, values)
+            if error is None:
+                break
+            if not _again(program, tries, error):
+                return Failed(task, error, tries)
+        with progress.lock:
+            if progress.closed:
+                return None
+            for number in drops:
+                del values[number]
+            progress.ran += 1
     return None
+
+
+def _try(task: int, program: Program, values: dict[int, Any]) -> BaseException | None:
+    """Run a task once, and add its output to `values`; or what it has raised."""
+    try:
+        values[task] = program.run(values)
+    except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+        return error
+    return None
+
+
+def _again(program: Program, tries: int, error: BaseException) -> bool:
+    """Whether a task that has failed is run again."""
+    return tries <= program.limits.retries and isinstance(error, Exception)
 
 
 def _encode(

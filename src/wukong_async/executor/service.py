@@ -6,23 +6,29 @@ wherever it can: raising would make Lambda deliver the event again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import ctypes
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from typing import Protocol
 
 from wukong_async.config import Settings
 from wukong_async.errors import StoreFull, StoreUnreachable, WukongError
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.worker import Worker
 from wukong_async.invocation import PING, Invocation, versions
+from wukong_async.invoker import Invoker
 from wukong_async.loops import new_event_loop
 from wukong_async.store import Connections, JobStore
 
 log = logging.getLogger("wukong.executor")
 
+ENDPOINT = "AWS_ENDPOINT_URL_LAMBDA"
+"""Set where the function does not run on AWS."""
 NOT_OURS = ("_X_AMZN_", "AWS_LAMBDA_", "_LAMBDA_")
 """Prefixes of the variables that AWS's runtime client sets and deletes for each request."""
 
@@ -31,6 +37,11 @@ class Context(Protocol):
     """The part of Lambda's context object that is used here."""
 
     aws_request_id: str
+    invoked_function_arn: str
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Until the invocation is ended."""
+        ...
 
 
 class Service:
@@ -40,7 +51,8 @@ class Service:
         self._settings = settings
         self._loop = new_event_loop()
         self._connections: Connections | None = None
-        self._worker = _new_worker()
+        self._invoker: Invoker | None = None
+        self._worker = Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
         self._environment = _environment()
@@ -54,13 +66,14 @@ class Service:
             return self._loop.run_until_complete(self._answer_ping())
         self._restore()
         invocation = Invocation.from_event(event)
-        return self._loop.run_until_complete(self._handle(invocation, context.aws_request_id))
+        return self._loop.run_until_complete(self._handle(invocation, context))
 
     def close(self) -> None:
         """Let go of everything; for tests, since a sandbox is simply killed."""
-        if self._connections is not None:
-            self._loop.run_until_complete(self._connections.__aexit__(None, None, None))
-        self._worker.shutdown(wait=False)
+        for held in (self._connections, self._invoker):
+            if held is not None:
+                self._loop.run_until_complete(held.__aexit__(None, None, None))
+        self._worker.close()
         self._loop.close()
 
     def _restore(self) -> None:
@@ -80,6 +93,20 @@ class Service:
             self._connections = await connections.__aenter__()
         return self._connections
 
+    async def _invoke(self, arn: str, invocations: Sequence[Invocation]) -> None:
+        """Invoke this function. Events that cannot be sent are left to the watcher."""
+        try:
+            if self._invoker is None:
+                await asyncio.to_thread(import_module, "aiobotocore.session")
+                settings = self._settings.replace(
+                    function_name=arn,
+                    endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
+                )
+                self._invoker = await Invoker(settings).__aenter__()
+            await self._invoker.invoke_all([i.to_json() for i in invocations])
+        except WukongError as error:
+            log.warning("%d events were not sent: %s", len(invocations), error)
+
     async def _answer_ping(self) -> dict[str, str]:
         """What is wrong here, if anything."""
         try:
@@ -88,7 +115,7 @@ class Service:
             return {"error": str(error)}
         return {}
 
-    async def _handle(self, invocation: Invocation, request_id: str) -> dict[str, str]:
+    async def _handle(self, invocation: Invocation, context: Context) -> dict[str, str]:
         connections = await self._connected()
         if self._cache.job_id != invocation.job_id:
             self._cache = PlanCache(invocation.job_id)
@@ -97,7 +124,9 @@ class Service:
             JobStore(connections, invocation.job_id),
             self._cache,
             self._worker,
-            request_id,
+            context.aws_request_id,
+            context.get_remaining_time_in_millis() / 1000,
+            partial(self._invoke, context.invoked_function_arn),
         )
         try:
             reason = await incarnation.run()
@@ -105,25 +134,10 @@ class Service:
             log.warning("executor %s gives up: %s", invocation.executor, error)
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:
-            if incarnation.busy:
-                # A task that nobody wants any more still computes: it gets an exception at its
-                # next byte code, and keeps its thread for as long as it does not reach one.
-                _interrupt(self._worker)
-                self._worker.shutdown(wait=False)
-                self._worker = _new_worker()
+            if self._worker.busy:
+                self._worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
 
 
 def _environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)}
-
-
-def _interrupt(worker: ThreadPoolExecutor) -> None:
-    for thread in worker._threads:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-        )
-
-
-def _new_worker() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="wukong-task")

@@ -5,6 +5,7 @@ Nothing here knows of graphs or jobs. A client sees three settings (`endpoint_ur
 """
 
 from wukong_async.local.cluster import ClusterStats, LocalCluster
+from wukong_async.local.faults import Faults
 from wukong_async.local.function import EventInvokeConfig
 
-__all__ = ["ClusterStats", "EventInvokeConfig", "LocalCluster"]
+__all__ = ["ClusterStats", "EventInvokeConfig", "Faults", "LocalCluster"]

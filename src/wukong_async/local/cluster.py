@@ -18,6 +18,7 @@ from wukong_async.config import Settings
 from wukong_async.errors import ClusterError, ConfigError
 from wukong_async.invoker import LOOPBACK_KEY
 from wukong_async.local.endpoint import HOST, Loopback
+from wukong_async.local.faults import Faults
 from wukong_async.local.function import EventInvokeConfig, check_int, check_seconds
 from wukong_async.local.pool import Counters, FunctionConfiguration
 from wukong_async.local.valkey import Valkey
@@ -60,6 +61,8 @@ class ClusterStats:
     store_bytes: int
     """Memory that Valkey uses now."""
     store_bytes_peak: int
+    faults: Mapping[str, int]
+    """Faults injected, by kind: those of the `Faults` that the cluster was given."""
 
 
 class LocalCluster:
@@ -84,6 +87,8 @@ class LocalCluster:
         Variables for the sandboxes, on top of this process's.
     use_local_proxy
         Start a proxy in the cluster's own loop; default: the setting of that name.
+    faults
+        How to misbehave, to test with; default: not at all.
 
     Raises
     ------
@@ -101,6 +106,7 @@ class LocalCluster:
         function_name: str = "wukong-executor",
         environment: Mapping[str, str] | None = None,
         use_local_proxy: bool | None = None,
+        faults: Faults | None = None,
     ) -> None:
         if n_workers is None:
             n_workers = _cores()
@@ -111,12 +117,15 @@ class LocalCluster:
             raise ConfigError(
                 f"event_invoke_config must be an EventInvokeConfig, not {event_invoke_config!r}."
             )
+        if not isinstance(faults, Faults | None):
+            raise ConfigError(f"faults must be a Faults, not {faults!r}.")
         _check_name(function_name)
         _check_environment(environment)
         self.n_workers = n_workers
         self._timeout = timeout
         self._memory_size = memory_size
         self._config = event_invoke_config or EventInvokeConfig()
+        self._faults = faults or Faults()
         self._function_name = function_name
         self._environment = dict(environment or {})
         self._use_local_proxy = use_local_proxy
@@ -202,6 +211,7 @@ class LocalCluster:
             timeout=self._timeout,
             memory_size=self._memory_size,
             event_invoke_config=self._config,
+            faults=self._faults,
         )
         self._loopback = await Loopback(configuration, valkey).__aenter__()
         await valkey.started()
@@ -284,6 +294,7 @@ class LocalCluster:
             store_bytes_out=info["total_net_output_bytes"],
             store_bytes=info["used_memory"],
             store_bytes_peak=info["used_memory_peak"],
+            faults=dict(loopback.pool.injector.injected),
         )
 
     def log(self, request_id: str | None = None) -> str:

@@ -7,6 +7,7 @@ of HTTP. Everything happens on one loop, and each change of state in one step be
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wukong_async.errors import ClusterError
+from wukong_async.local.faults import Faults, Injector
 from wukong_async.local.function import EventInvokeConfig, Function, InvocationType, Request
 from wukong_async.local.sandbox import Sandbox
 from wukong_async.local.valkey import Valkey
@@ -34,7 +36,7 @@ MEMORY_PAUSE = 0.1
 INIT_TIMEOUT = 30.0
 """Seconds that an initialisation may take: Lambda's 10, and some more on a busy machine."""
 RESPAWN_PAUSE = 1.0
-"""Seconds before a sandbox that failed to initialise is tried again."""
+"""Seconds before a sandbox that failed to initialise twice is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class FunctionConfiguration:
     event_invoke_config: EventInvokeConfig
     init_timeout: float = INIT_TIMEOUT
     """Seconds."""
+    faults: Faults = field(default_factory=Faults)
 
     @property
     def arn(self) -> str:
@@ -96,7 +99,7 @@ class Delivery:
     request: Request
     started: float
     deadline: float
-    timer: asyncio.TimerHandle
+    timers: tuple[asyncio.TimerHandle, ...]
 
 
 @dataclass(slots=True)
@@ -108,6 +111,7 @@ class Pool:
     """Whose guard kills the sandboxes if this process dies."""
     counters: Counters = field(default_factory=Counters)
     function: Function = field(init=False)
+    injector: Injector = field(init=False)
     sandboxes: dict[int, Sandbox] = field(default_factory=dict)
     deliveries: dict[int, Delivery] = field(default_factory=dict)
     _polls: dict[int, asyncio.Future[Delivery]] = field(default_factory=dict)
@@ -121,6 +125,7 @@ class Pool:
     def __post_init__(self) -> None:
         configuration = self.configuration
         self.function = Function(configuration.concurrency, configuration.event_invoke_config)
+        self.injector = Injector(configuration.faults)
         self._ready = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
@@ -141,6 +146,7 @@ class Pool:
     async def keep(self, number: int, runtime_api: str, invoke_url: str) -> None:
         """Have a sandbox in this place until `stop`."""
         environment = self._environment(number, runtime_api, invoke_url)
+        failures = 0
         while not self._stopping:
             sandbox = Sandbox(number, environment, self.configuration.handler)
             self.sandboxes[number] = sandbox
@@ -161,8 +167,9 @@ class Pool:
             code = await sandbox.ended()
             timer.cancel()
             self.valkey.forget(sandbox.pid)
-            self._on_death(sandbox, code)
-            if not sandbox.invoked and not self._stopping:
+            failures = 0 if sandbox.invoked else failures + 1
+            self._on_death(sandbox, code, failures)
+            if failures > 1 and not self._stopping:
                 await asyncio.sleep(RESPAWN_PAUSE)
 
     async def watch_memory(self) -> None:
@@ -206,7 +213,7 @@ class Pool:
             "_HANDLER": configuration.handler,
         }
 
-    def _on_death(self, sandbox: Sandbox, code: int) -> None:
+    def _on_death(self, sandbox: Sandbox, code: int, init_failures: int) -> None:
         poll = self._polls.pop(sandbox.number, None)
         if poll is not None:
             poll.cancel()
@@ -216,8 +223,8 @@ class Pool:
             kind, text = _death(sandbox, code, delivery)
             self._end(sandbox, error_body(kind, text), error=True, log=said + text + "\n")
         self.function.lost(sandbox.number)
-        if not sandbox.invoked and not self._stopping:
-            self._on_init_failure(sandbox, code, said)
+        if init_failures and not self._stopping:
+            self._on_init_failure(sandbox, code, said, init_failures)
         self._pump()
 
     def _on_init_timeout(self, sandbox: Sandbox) -> None:
@@ -225,7 +232,7 @@ class Pool:
             limit = self.configuration.init_timeout
             sandbox.kill(f"Initialization timed out after {limit:.2f} seconds")
 
-    def _on_init_failure(self, sandbox: Sandbox, code: int, said: str) -> None:
+    def _on_init_failure(self, sandbox: Sandbox, code: int, said: str, failures: int) -> None:
         kind, text = "Runtime.ExitError", f"Runtime exited with error: {_status(code)}"
         if sandbox.killed_for:
             kind, text = "Sandbox.InitTimeout", sandbox.killed_for
@@ -238,7 +245,8 @@ class Pool:
                     f" {reported.get('errorMessage')}\n{said}"
                 )
             )
-        request = self.function.refuse()
+        # Lambda, too, initialises once more before a request hears of it.
+        request = self.function.refuse() if failures > 1 else None
         if request is not None:
             self.counters.errors += 1
             self._remember(request.request_id, said)
@@ -247,11 +255,11 @@ class Pool:
     # Requests ---------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> asyncio.Future[Outcome] | None:
-        """Take a request; None if a synchronous one is over the concurrency limit.
+        """Take a request; None if it is throttled, as a synchronous one over the limit is.
 
         The future of an asynchronous one is nobody's business, and never done.
         """
-        if not self.function.admit(request):
+        if self.injector.throttles() or not self._admit(request):
             self.counters.throttles += 1
             return None
         self.counters.invocations += 1
@@ -260,6 +268,15 @@ class Pool:
             self._callers[request.request_id] = outcome
         self._pump()
         return outcome
+
+    def _admit(self, request: Request) -> bool:
+        if request.kind is not InvocationType.EVENT:
+            return self.function.admit(request)
+        for delay in self.injector.deliveries():
+            due = request.received + delay if delay else 0.0
+            # A copy each: they are counted and retried apart, and are one request all the same.
+            self.function.admit(dataclasses.replace(request, not_before=due))
+        return True
 
     async def next_delivery(self, number: int) -> Delivery:
         """A sandbox asks for work and waits for it.
@@ -303,8 +320,10 @@ class Pool:
         assigned, expired = self.function.assign(now)
         self.counters.discarded += len(expired)
         for number, request in assigned:
-            timer = loop.call_later(timeout, self._on_timeout, number)
-            delivery = Delivery(request, now, now + timeout, timer)
+            timers = [loop.call_later(timeout, self._on_timeout, number)]
+            if (after := self.injector.kill_after()) is not None:
+                timers.append(loop.call_later(after, self._on_kill, number))
+            delivery = Delivery(request, now, now + timeout, tuple(timers))
             self.deliveries[number] = delivery
             self.counters.deliveries += 1
             self.sandboxes[number].begin()
@@ -324,10 +343,15 @@ class Pool:
         timeout = self.configuration.timeout
         self.sandboxes[number].kill(f"Task timed out after {timeout:.2f} seconds")
 
+    def _on_kill(self, number: int) -> None:
+        self.injector.injected["kill"] += 1
+        self.sandboxes[number].kill()
+
     def _end(self, sandbox: Sandbox, body: bytes, *, error: bool, log: str) -> None:
         """A delivery has ended, in whatever way."""
         delivery = self.deliveries.pop(sandbox.number)
-        delivery.timer.cancel()
+        for timer in delivery.timers:
+            timer.cancel()
         request = delivery.request
         now = time.monotonic()
         sandbox.measure()

@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +60,16 @@ class JobSummary:
     commits: int
     seconds: float
     """Wall time from the call to the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What holds for one call."""
+
+    annotations: Mapping[str, object]
+    """Of tasks that have none of their own."""
+    job_timeout: float | str | None = None
+    """Instead of the setting, unless it is None."""
 
 
 class Scheduler:
@@ -121,18 +131,10 @@ class Scheduler:
         """The jobs that run now."""
         return tuple(job.job_id for job in tuple(self._jobs) if job.created)
 
-    async def run(
-        self,
-        graph: object,
-        keys: Any,
-        job_timeout: float | str | None = None,
-    ) -> tuple[Any, JobSummary]:
+    async def run(self, graph: object, keys: Any, options: Options) -> tuple[Any, JobSummary]:
         """Compute keys of a Dask graph: their values, nested like them, and what it took.
 
-        Parameters
-        ----------
-        job_timeout
-            Instead of the setting, unless it is None.
+        `annotations` hold for tasks without their own.
 
         Raises
         ------
@@ -141,12 +143,12 @@ class Scheduler:
         """
         started = time.perf_counter()
         settings = self.settings
-        if job_timeout is not None:
-            settings = settings.replace(job_timeout=job_timeout)
+        if options.job_timeout is not None:
+            settings = settings.replace(job_timeout=options.job_timeout)
         job = _Job(self, settings)
         self._jobs.add(job)
         try:
-            values, outcome = await self.supervise(job.run(graph, keys))
+            values, outcome = await self.supervise(job.run(graph, keys, options.annotations))
         finally:
             self._jobs.discard(job)
         summary = JobSummary(
@@ -196,8 +198,11 @@ class _Job:
         self._store = JobStore(self._scheduler.connections, self.job_id)
         self._watcher = Watcher(self._store, self._scheduler.invoker, self._scheduler.fire)
 
-    async def run(self, graph: object, keys: Any) -> tuple[dict[Hashable, Any], Outcome]:
-        upload = await self._in_thread(Upload.prepare, graph, graphs.flat(keys), self._settings)
+    async def run(
+        self, graph: object, keys: Any, annotations: Mapping[str, object]
+    ) -> tuple[dict[Hashable, Any], Outcome]:
+        flat = graphs.flat(keys)
+        upload = await self._in_thread(Upload.prepare, graph, flat, self._settings, annotations)
         if not len(upload.plan):
             return upload.constants, Outcome(JobState.DONE)
         try:

@@ -21,7 +21,7 @@ from wukong_async.blocks import Entry, PlanFacts
 from wukong_async.collector import collector_paused
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
-from wukong_async.graph import TaskGraph
+from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
 from wukong_async.plan import Plan
 from wukong_async.store import MANIFEST, block_name, payload
 
@@ -41,6 +41,7 @@ class Upload:
     plan: Plan
     settings: Settings
     starts: list[int] = field(default_factory=list)
+    edges: list[int] = field(default_factory=list)
     values: list[tuple[int, bytes]] = field(default_factory=list)
     """(literal, pointer), for `create`."""
     _large: dict[Hashable, int] = field(default_factory=dict)
@@ -51,15 +52,21 @@ class Upload:
     """What literals -1, -2, … are: the label of a part, and its task's key."""
 
     @classmethod
-    def prepare(cls, source: object, keys: Sequence[Hashable], settings: Settings) -> Upload:
-        """Read and number a Dask graph.
+    def prepare(
+        cls,
+        source: object,
+        keys: Sequence[Hashable],
+        settings: Settings,
+        annotations: Mapping[str, object] = NO_ANNOTATIONS,
+    ) -> Upload:
+        """Read and number a Dask graph. `annotations` hold for tasks without their own.
 
         Raises
         ------
         wukong_async.errors.GraphError
         """
         with collector_paused():
-            task_graph = graph.ingest(source, keys)
+            task_graph = graph.ingest(source, keys, annotations)
             outputs = [k for k in task_graph.outputs.values() if k not in task_graph.literals]
             return cls(task_graph, plan.make_plan(task_graph.dependencies(), outputs), settings)
 
@@ -67,7 +74,9 @@ class Upload:
     def facts(self) -> PlanFacts:
         """What executors are told; complete once `batches` is exhausted."""
         settings = self.settings
-        return PlanFacts(self.starts, settings.inline_limit, settings.part_size, settings.ttl)
+        return PlanFacts(
+            self.starts, self.edges, settings.inline_limit, settings.part_size, settings.ttl
+        )
 
     def name(self, number: int) -> str:
         """A task or a literal, for messages."""
@@ -202,6 +211,7 @@ class Upload:
                 self._check(start, frame)
                 yield block_name(len(self.starts)), frame
                 self.starts.append(start)
+                self.edges.append(self.plan.specs[start].first_edge)
                 start += count
                 if start == first + len(entries):
                     break
@@ -213,6 +223,7 @@ class Upload:
         names: list[Hashable] = []
         numbers: list[int] = []
         constants: dict[Hashable, Any] | None = None
+        limits = self.graph.limits.get(key)
         for name, source in self.graph.sources[key].items():
             provider = self.plan.numbers.get(source, self._large.get(source))
             if provider is not None:
@@ -229,6 +240,7 @@ class Upload:
             spec.consumers,
             spec.degrees,
             spec.requested,
+            (limits.retries, limits.timeout) if limits else None,
         )
 
     def _lighten(

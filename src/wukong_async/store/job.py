@@ -33,7 +33,19 @@ BATCH_BYTES = 64 * 1024 * 1024
 BATCH_OBJECTS = 5000
 SMALL_VALUE = Settings.inline_limit
 """Bytes that an inline value is reckoned with: the default."""
-METADATA = ("job", "live", "rec", "cnt", "refs", "val", "res", "open")
+METADATA = (
+    "job",
+    "live",
+    "rec",
+    "cnt",
+    "refs",
+    "val",
+    "res",
+    "open",
+    "arr",
+    "taken",
+    "dead",
+)
 REGISTRY = "wukong:jobs"
 """On each server, its jobs and when the leases of their owners are over."""
 MOST_LAPSED = 100
@@ -72,6 +84,15 @@ class NewJob:
     versions: bytes = b""
     """What the client speaks; opaque here."""
 
+    @property
+    def taken(self) -> bytes:
+        """The tasks of these frontiers, as bits."""
+        tasks = [task for _, frontier in self.records for task in frontier]
+        bits = bytearray((max(tasks, default=-1) >> 3) + 1)
+        for task in tasks:
+            bits[task >> 3] |= 0x80 >> (task & 7)
+        return bytes(bits)
+
 
 async def lapsed_jobs(connections: Connections, shard: int) -> list[str]:
     """Jobs of a server whose owner has fallen silent: whoever watches one takes it over."""
@@ -109,6 +130,7 @@ class JobStore:
             job.facts,
             job.values,
             [[executor, wire.pack(list(frontier))] for executor, frontier in job.records],
+            job.taken,
             _ms(job.timeout or 0),
             job.owner,
             _ms(job.result_ttl),
@@ -123,25 +145,39 @@ class JobStore:
         status = Status(answer[0].decode())
         if status is not Status.OK:
             return Begun(status)
-        _, generation, sequence, lease, facts, frontier = answer
+        _, generation, sequence, lease, facts, frontier, marks, taken = answer
         return Begun(
-            status, generation, sequence, lease / 1000, tuple(wire.unpack(frontier)), facts
+            status,
+            generation,
+            sequence,
+            lease / 1000,
+            tuple(wire.unpack(frontier)),
+            tuple((task, tuple(inputs)) for task, inputs in wire.unpack(marks)),
+            facts,
+            taken is not None,
+            taken or b"",
         )
 
-    async def commit(self, executor: str, generation: int, sequence: int, body: bytes) -> Reply:
+    async def commit(
+        self, executor: str, generation: int, nonce: str, sequence: int, body: bytes
+    ) -> Reply:
         """Send a commit made by `commit_body`. OK, FENCED, STOP, STALE or REJECTED."""
-        answer = await self._call(scripts.COMMIT, executor, generation, sequence, body)
-        status, claims, deletes, gone = wire.unpack(answer)
+        answer = await self._call(scripts.COMMIT, executor, generation, nonce, sequence, body)
+        status, claims, deletes, gone, accepted, already, free = wire.unpack(answer)
         return Reply(
             Status(status.decode()),
             tuple(claims),
             tuple((number, place.decode()) for number, place in deletes),
-            bool(gone),
+            gone,
+            tuple(accepted),
+            tuple(already),
+            free,
         )
 
-    async def renew(self, executor: str, generation: int) -> Status:
+    async def renew(self, executor: str, generation: int, nonce: str) -> Status:
         """Extend a lease. OK, FENCED or STOP."""
-        return Status((await self._call(scripts.RENEW, executor, generation)).decode())
+        answer = await self._call(scripts.RENEW, executor, generation, nonce)
+        return Status(answer.decode())
 
     async def watch(self, owner: str = "", most: int = 1000) -> Watch:
         """Revive executors whose lease is over and keep the job from expiring.

@@ -93,23 +93,26 @@ def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = 
     error
         What went wrong, for a failed one.
     """
-    results = set(commit.results)
+    requested = commit.held.union(commit.results)
 
-    def references(task: int, reads: int) -> int:
+    def published(task: int, reads: int) -> list[object]:
+        payload = payloads[task]
         # A result that is only pointed to must outlive its readers: it is held, by one more.
-        return reads + (bool(payloads[task].place) and task in results)
+        reads += task in requested and payload.place != ""
+        return [task, reads, payload.place, payload.inline]
 
     return wire.pack(
         [
             commit.passed,
-            [
-                [task, references(task, reads), payloads[task].place, payloads[task].inline]
-                for task, reads in commit.publish
-            ],
+            False if commit.stay is None else commit.stay,
+            [published(task, reads) for task, reads in commit.publish],
             [[t, payloads[t].inline] for t in commit.results],
             commit.arrivals,
             commit.reads,
             error,
+            commit.probes,
+            commit.offers,
+            commit.release,
         ]
     )
 

@@ -2,23 +2,24 @@
 -- deliveries of one event only one gets the work.
 --
 -- ARGV  1 executor  2 nonce, fresh for each incarnation
--- reply {OK, gen, seq, lease, facts, frontier} | {GONE} | {HELD}
+-- reply {OK, gen, seq, lease, facts, frontier, marks, taken | nil} | {GONE} | {HELD}
+--       taken only where it has to be checked
 local x, nonce = ARGV[1], ARGV[2]
 local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts')
 if job[1] ~= 'running' then return { 'GONE' } end
 local r = load_record(x)
 if not r then return { 'GONE' } end
 if r.nonce ~= nonce then
-  local t = now()
-  if r.nonce ~= '' and tonumber(call('ZSCORE', LIVE, x)) > t then return { 'HELD' } end
-  if r.gen >= tonumber(job[3]) then
-    finish_job('failed', cmsgpack.pack({ 'lost', x, r.gen, call('HGET', REC, x .. '/f') }))
+  if r.held and tonumber(call('ZSCORE', LIVE, x)) > now() then return { 'HELD' } end
+  if r.tries >= tonumber(job[3]) then
+    finish_job('failed', cmsgpack.pack({ 'lost', x, r.tries, call('HGET', REC, x .. '/f') }))
     return { 'GONE' }
   end
-  r.nonce, r.gen, r.unstarted = nonce, r.gen + 1, 0
+  r.nonce, r.held, r.gen, r.tries, r.unstarted = nonce, true, r.gen + 1, r.tries + 1, 0
+  r.check = r.check or r.soft
   call('HSET', REC, x, pack_record(r))
-  call('ZADD', LIVE, 'XX', t + job[2] * math.min(2 ^ (r.gen - 1), LONGEST), x)
+  call('ZADD', LIVE, 'XX', lease_end(r, job[2]), x)
   call('HINCRBY', JOB, 'begins', 1)
 end
-return { 'OK', r.gen, r.seq, job[2] * math.min(2 ^ (r.gen - 1), LONGEST), job[4],
-  call('HGET', REC, x .. '/f') }
+return { 'OK', r.gen, r.seq, tonumber(job[2]), job[4], call('HGET', REC, x .. '/f'),
+  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and (call('GET', TAKEN) or '') }

@@ -2,21 +2,25 @@
 --
 -- KEYS  1 job   hash   state, error, counts and limits of the job
 --       2 live  zset   executor -> time its lease is over; its size is the slots in use
---       3 rec   hash   executor -> {gen, nonce, seq, unstarted};  executor/f -> frontier;
+--       3 rec   hash   executor -> {gen, nonce, held, seq, unstarted, tries, soft, check};
+--                      executor/f -> frontier; executor/m -> marks, {{task, {input, ...}}, ...}, if any;
 --                      executor/r -> reply to the last commit
 --       4 cnt   hash   fan-in -> inputs that have arrived
---       5 refs  hash   object -> "reads to come", or "reads to come:place" on the data shards
+--       5 refs  hash   object -> "reads to come", or "reads to come:place" on the data shards; with
+--                      "~" in front while its producer may make it again
 --       6 val   hash   object -> small value, or pointer to the data shards
 --       7 res   hash   requested task -> small value or pointer
 --       8 open  string while it exists, the job may write; it outlives every object of the job
---       9 jobs  zset   job -> time its owner's lease is over: all jobs of this server that somebody
+--       9 arr   bits   edges whose arrival was brought by a commit that passed nothing
+--      10 taken bits   tasks that are or were in somebody's frontier
+--      11 dead  bits   objects that were freed before their producer passed
+--      12 jobs  zset   job -> time its owner's lease is over: all jobs of this server that somebody
 --                      has to clean up after
 --
 -- All times are this server's, in milliseconds. Numbers stay below 2^53. Everything is decoded
 -- before the first write, because Lua does not roll back.
 
-local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, JOBS =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, ARR, TAKEN, DEAD, JOBS = unpack(KEYS, 1, 12)
 local ID = string.match(JOB, '{(.*)}')
 local call = redis.call
 local CHUNK = 2000 -- values that unpack() can take safely; its own limit is near 8,000
@@ -28,20 +32,47 @@ local function now()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+--  gen       goes up with each incarnation
+--  nonce     of the last incarnation; with the generation it is the fence
+--  held      that one was not given up for dead, and has not given the record back
+--  seq       of the last commit
+--  unstarted how often nobody came who was invoked
+--  tries     how often the work of this frontier was begun
+--  soft      there are effects of tasks that have not passed
+--  check     others may meet such effects of a dead incarnation
 local function load_record(x)
   local packed = call('HGET', REC, x)
   if not packed then return nil end
   local r = cmsgpack.unpack(packed)
-  return { gen = r[1], nonce = r[2], seq = r[3], unstarted = r[4] }
+  return { gen = r[1], nonce = r[2], held = r[3], seq = r[4], unstarted = r[5], tries = r[6],
+    soft = r[7], check = r[8] }
+end
+
+-- The record, if nobody has come after this incarnation. The generation alone would not do: a server
+-- that fails over may have forgotten one, and give it to another.
+local function fenced_record(x, gen, nonce)
+  local r = load_record(x)
+  if r and r.gen == gen and r.nonce == nonce then return r end
 end
 
 local function pack_record(r)
-  return cmsgpack.pack({ r.gen, r.nonce, r.seq, r.unstarted })
+  return cmsgpack.pack({ r.gen, r.nonce, r.held, r.seq, r.unstarted, r.tries, r.soft, r.check })
+end
+
+local function new_record(x, frontier, check, over)
+  call('HSET', REC, x, pack_record({ gen = 0, nonce = '', held = false, seq = 0, unstarted = 0,
+    tries = 0, soft = false, check = check }), x .. '/f', frontier)
+  call('ZADD', LIVE, over, x)
 end
 
 local function drop_record(x)
-  call('HDEL', REC, x, x .. '/f', x .. '/r')
+  call('HDEL', REC, x, x .. '/f', x .. '/m', x .. '/r')
   call('ZREM', LIVE, x)
+end
+
+-- When the lease of a record is over: longer each time that its work was begun in vain.
+local function lease_end(r, lease)
+  return now() + lease * math.min(2 ^ math.max(0, r.tries - 1), LONGEST)
 end
 
 -- A key that was emptied and written again has lost its expiry: a script sets it on what it may
@@ -72,7 +103,7 @@ end
 local function timed_out(t)
   local job = call('HMGET', JOB, 'limit', 'timeout', 'passed', 'tasks')
   if not job[1] or job[1] == '0' or tonumber(job[1]) > t then return false end
-  finish_job('failed', cmsgpack.pack({ 'timeout', tonumber(job[2]), tonumber(job[3]),
+  finish_job('failed', cmsgpack.pack({ 'overtime', tonumber(job[2]), tonumber(job[3]),
     tonumber(job[4]) }))
   return true
 end

@@ -3,5 +3,5 @@
 -- reply OK | RUNNING: the job has not ended, nothing was done
 if call('HGET', JOB, 'state') == 'running' then return 'RUNNING' end
 call('ZREM', JOBS, ID)
-call('UNLINK', JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN)
+call('UNLINK', JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, ARR, TAKEN, DEAD)
 return 'OK'

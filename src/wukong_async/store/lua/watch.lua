@@ -45,18 +45,18 @@ if job[1] == 'running' then
       revived, unheard = {}, 0
       break
     end
-    if r.nonce == '' then
+    if not r.held then
       r.unstarted = r.unstarted + 1
       unheard = unheard + 1
     end
-    if r.gen >= tonumber(job[2]) or r.unstarted > tonumber(job[4]) then
-      local kind = r.gen >= tonumber(job[2]) and 'lost' or 'unstarted'
-      finish_job('failed', cmsgpack.pack({ kind, x, r.gen, call('HGET', REC, x .. '/f') }))
+    if r.tries >= tonumber(job[2]) or r.unstarted > tonumber(job[4]) then
+      local kind = r.tries >= tonumber(job[2]) and 'lost' or 'unstarted'
+      finish_job('failed', cmsgpack.pack({ kind, x, r.tries, call('HGET', REC, x .. '/f') }))
       job[1] = 'failed'
       revived, unheard = {}, 0
       break
     end
-    r.nonce = ''
+    r.held = false
     call('HSET', REC, x, pack_record(r))
     call('ZADD', LIVE, 'XX', t + job[3] * math.min(2 ^ r.unstarted, LONGEST), x)
     revived[#revived + 1] = x
@@ -66,7 +66,7 @@ local extended = 0
 if job[9] and tonumber(job[7]) - t < job[6] * 2 / 3 then
   extended = tonumber(job[6])
   call('HSET', JOB, 'deadline', t + job[6])
-  expire(t + job[6], JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN)
+  expire(t + job[6], JOB, LIVE, REC, CNT, REFS, VAL, RES, OPEN, ARR, TAKEN, DEAD)
   keep_registry(job[6])
 end
 return { job[1], tonumber(job[5]), call('ZCARD', LIVE), extended, revived, unheard, owned,
