@@ -240,12 +240,7 @@ async def test_a_task_that_kills_its_executor_again_and_again(cluster: LocalClus
 
 async def test_versions_that_differ(client: WukongClient, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = {**invocation.versions(), "python": "2.7", "dask": "0.1"}
-    real = invocation.Invocation
-
-    def other(job_id: str, executor: str) -> invocation.Invocation:
-        return real(job_id, executor, theirs)
-
-    monkeypatch.setattr("wukong_async.scheduler.scheduler.Invocation", other)
+    monkeypatch.setattr("wukong_async.watcher.versions", lambda: theirs)
     with pytest.raises(VersionMismatch) as caught:
         await client.compute({"a": (inc, 1)}, "a")
     assert "dask: client 0.1, function " in str(caught.value)

@@ -192,3 +192,17 @@ async def test_a_server_that_is_silent_to_subscribers_is_named() -> None:
         with pytest.raises(StoreUnreachable, match=f"The store at {server.url} has not taken"):
             async with Announcements(connections):
                 pass
+
+
+async def test_a_cancellation_is_never_forgotten(connections: Connections) -> None:
+    async def ask_for_ever() -> None:
+        while True:
+            await connections.command(0, "PING")
+
+    for turns in range(60):
+        asking = asyncio.create_task(ask_for_ever())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        done, _ = await asyncio.wait([asking], timeout=10)
+        assert done, turns

@@ -153,6 +153,7 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
         (["full", "it is full"], StoreFull, "it is full"),
         (["protocol", "3 of 4 tasks passed"], ProtocolError, "3 of 4 tasks passed"),
         (["timeout", 1500, 3, 9], JobTimeout, "its limit of 1.5 s, and 3 of its 9 tasks"),
+        (["data", "its mark"], StoreLost, "has lost its mark while the job ran"),
         (["novel"], ProtocolError, "cannot be read"),
     ],
 )
@@ -160,6 +161,23 @@ def test_what_the_store_says_becomes_an_error(blob: Any, kind: type, says: str) 
     error = failure.rebuild(wire.pack(blob), name_of)
     assert type(error) is kind
     assert says in str(error)
+
+
+@pytest.mark.parametrize(
+    ("blob", "numbers", "is_loss"),
+    [
+        (["task", 3, b"", "", "", "", "", ""], [3], False),
+        (["unreadable", "value", -1, "", "", "", "", ""], [-1], False),
+        (["input", [1, 2]], [1, 2], True),
+        (["lost", "3", 2, wire.pack(list(range(7)))], [0, 1, 2, 3, 4], False),
+        (["data", "its mark"], [], True),
+        (["protocol", "3 of 4 tasks passed"], [], True),
+        (["timeout", 1500, 3, 9], [], False),
+    ],
+)
+def test_what_a_failure_is_about(blob: Any, numbers: list[int], is_loss: bool) -> None:
+    assert failure.numbers(wire.pack(blob)) == numbers
+    assert failure.is_loss(wire.pack(blob)) is is_loss
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from functools import partial
 from operator import add
@@ -125,6 +126,30 @@ def test_what_is_set_apart_comes_back() -> None:
         "argument 0 of task 't0'",
         "function of task 'm'",
     }
+
+
+def test_a_plan_is_serialised_again_from_the_beginning() -> None:
+    dsk: dict[str, Any] = {f"t{i}": Task(f"t{i}", add, WEIGHTS, b"x") for i in range(400)}
+    upload, first = stored({**dsk, "w": WEIGHTS, "u": (len, "w")}, [*dsk, "u"])
+    told = list(upload.starts), list(upload.values), upload.name(-1)
+    second = {name: wire.join(s) for batch in upload.batches() for name, s in batch}
+    assert (list(upload.starts), list(upload.values), upload.name(-1)) == told
+    assert second == first
+
+
+def test_a_manifest_is_small_or_an_object_or_impossible() -> None:
+    dsk = {"a": (abs, -1), "b": 2, "c": "a", "large": WEIGHTS, "lock": threading.Lock()}
+
+    def manifest(*keys: str) -> tuple[Any, int]:
+        upload = Upload.prepare(dsk, list(keys), Settings())
+        inline, objects = upload.manifest([list(keys)])
+        return wire.loads(b"".join(wire.join(s) for _, s in objects) or inline), len(objects)
+
+    assert manifest("a", "b", "c") == (([["a", "b", "c"]], {"a": 0, "c": 0}, {"b": 2}), 0)
+    found, objects = manifest("a", "large")
+    assert found[2] == {"large": WEIGHTS}
+    assert objects == 1
+    assert manifest("a", "lock") == (None, 0)
 
 
 def test_equal_parts_of_tasks_stay_two_objects() -> None:

@@ -73,8 +73,8 @@ class ProxyServer:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._invoker)
-            self._server = await asyncio.start_server(self._serve, self._host, self.port)
             await stack.enter_async_context(self.keeper)
+            self._server = await asyncio.start_server(self._serve, self._host, self.port)
             self._stack = stack.pop_all()
         self.port = self._server.sockets[0].getsockname()[1]
         return self

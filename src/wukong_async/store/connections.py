@@ -132,9 +132,12 @@ class Connections:
         """
         pause = FIRST_PAUSE
         started = time.monotonic()
+        me = asyncio.current_task()
+        assert me is not None
+        cancels = me.cancelling()
         while True:
             try:
-                return await request(self._clients[shard])
+                answer = await request(self._clients[shard])
             except NoScriptError:
                 await self._load_all(shard)
             except NOT_AN_ANSWER as error:
@@ -148,6 +151,11 @@ class Connections:
                 if not str(error).startswith(BUSY_PREFIXES):
                     raise StoreError(f"{self._name(shard)} says: {error}") from error
                 self._give_up(shard, started, error)
+            else:
+                # redis-py sends with `wait_for`, which forgets a cancellation in Python 3.11.
+                if me.cancelling() > cancels:
+                    raise asyncio.CancelledError
+                return answer
             await asyncio.sleep(random.uniform(0, pause))
             pause = min(2 * pause, LONGEST_PAUSE)
 
