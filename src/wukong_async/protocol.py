@@ -145,7 +145,7 @@ def child_name(executor: str, sequence: int, index: int) -> str:
     return f"{executor}.{sequence}.{index}"
 
 
-def has_bit(bits: bytes, number: int) -> bool:
+def has_bit(bits: bytes | bytearray, number: int) -> bool:
     """Whether a bit is set, as Redis numbers them."""
     byte = number >> 3
     return byte < len(bits) and bool(bits[byte] & (0x80 >> (number & 7)))

@@ -108,7 +108,8 @@ class Policy:
         if rng.random() < 0.2:
             return cls()
         choices = (0.0, 0.05, 0.3)
-        return cls(*(rng.choice(choices) for _ in range(3)), rng.choice((0.0, 0.0, 0.01, 0.05)))
+        arrive, probe, offer = (rng.choice(choices) for _ in range(3))
+        return cls(arrive, probe, offer, rng.choice((0.0, 0.0, 0.01, 0.05)))
 
 
 @dataclass
