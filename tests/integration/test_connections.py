@@ -40,11 +40,11 @@ async def test_a_killed_connection_is_no_answer(connections: Connections) -> Non
     await store.open(600)
     await store.create(tiny_job())
     for attempt in range(20):
-        await asyncio.gather(kill(), store.begin("0", "n"), store.renew("0", 1), kill())
+        await asyncio.gather(kill(), store.begin("0", "n"), store.renew("0", 1, "n"), kill())
         assert (await store.begin("0", "n")).generation == 1, attempt
-    commit = Commit(passed=1, results=(0,))
+    commit = Commit(passed=1, stay=(), results=(0,))
     body = commit_body(commit, {0: Payload(b"\x01x")})
-    _, reply, _ = await asyncio.gather(kill(), store.commit("0", 1, 1, body), kill())
+    _, reply, _ = await asyncio.gather(kill(), store.commit("0", 1, "n", 1, body), kill())
     assert reply.status in {Status.OK, Status.FENCED}, "it took effect; the record is gone"
     assert (await store.outcome()).passed == 1
     await store.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Job:
     def __init__(self, connections: Connections, worker: Worker) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
         self.worker = worker
+        self.invoked: list[str] = []
 
     async def create(self, dsk: dict[str, Any], key: str, leaves: slice = slice(None)) -> Upload:
         upload = Upload.prepare(dsk, [key], Settings())
@@ -57,7 +58,18 @@ class Job:
     def incarnation(self) -> Incarnation:
         job_id = self.store.job_id
         invocation = Invocation(job_id, "0")
-        return Incarnation(invocation, self.store, PlanCache(job_id), self.worker, "request")
+        return Incarnation(
+            invocation,
+            self.store,
+            PlanCache(job_id),
+            self.worker,
+            request_id="request",
+            remaining=600,
+            invoke=self.invoke,
+        )
+
+    async def invoke(self, invocations: Sequence[Invocation]) -> None:
+        self.invoked += [each.executor for each in invocations]
 
     async def take_over(self) -> None:
         """Have another incarnation begin, as if the first had been silent."""
@@ -90,8 +102,8 @@ async def test_a_renewal_that_is_refused_ends_the_incarnation_in_the_middle_of_a
         },
         "after",
     )
-    incarnation = job.incarnation()
-    running = asyncio.create_task(incarnation.run())
+    thread = job.worker._pool  # What runs is left behind with it.
+    running = asyncio.create_task(job.incarnation().run())
     try:
         async with asyncio.timeout(20):
             while not touched.exists():
@@ -101,12 +113,11 @@ async def test_a_renewal_that_is_refused_ends_the_incarnation_in_the_middle_of_a
             else:
                 await job.take_over()
             assert await running is answer
-        assert incarnation.busy, "nobody has waited for the task"
     finally:
         awaited.touch()
         running.cancel()
         await asyncio.wait([running])
-    await asyncio.to_thread(partial(job.worker.close, wait=True))
+    await asyncio.to_thread(partial(thread.shutdown, wait=True))
     assert not after.exists(), "what was scheduled behind it does not run"
     outcome = await job.store.outcome()
     assert outcome.passed == 0
@@ -119,9 +130,9 @@ async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
     bodies: list[int] = []
     commit = JobStore.commit
 
-    async def weighed(self: JobStore, executor: str, gen: int, seq: int, body: bytes) -> Reply:
-        bodies.append(len(body))
-        return await commit(self, executor, gen, seq, body)
+    async def weighed(store: JobStore, *args: Any) -> Reply:
+        bodies.append(len(args[-1]))
+        return await commit(store, *args)
 
     monkeypatch.setattr(JobStore, "commit", weighed)
     leaves: dict[str, Any] = {f"x{i}": (bytes, 1000) for i in range(101)}

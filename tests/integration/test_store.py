@@ -39,11 +39,11 @@ class Job:
     async def commit(self, executor: str, generation: int, sequence: int, commit: Commit) -> Reply:
         tasks = [task for task, _ in commit.publish] + list(commit.results)
         body = commit_body(commit, dict.fromkeys(tasks, VALUE), b"\x91\xa4boom" * commit.failed)
-        return await self.store.commit(executor, generation, sequence, body)
+        return await self.store.commit(executor, generation, "n", sequence, body)
 
     async def leaf(self, executor: str, sequence: int = 1, generation: int = 1) -> Reply:
         task = int(executor)
-        commit = Commit(passed=1, publish=((task, 1),), arrivals=((2, 2, 1),))
+        commit = Commit(stay=(), passed=1, publish=((task, 1),), arrivals=((2, 2, 1),))
         return await self.commit(executor, generation, sequence, commit)
 
     async def state(self) -> JobState | None:
@@ -54,6 +54,13 @@ class Job:
         key = f"wukong:{{{self.store.job_id}}}:live"
         for executor in executors:
             await self.store._connections.command(0, "ZADD", key, "XX", 1, executor)
+
+    async def lease(self, executor: str) -> float:
+        """Seconds that an executor may still be silent."""
+        command = self.store._connections.command
+        over = float(await command(0, "ZSCORE", f"wukong:{{{self.store.job_id}}}:live", executor))
+        seconds, micros = await command(0, "TIME")
+        return over / 1000 - int(seconds) - int(micros) / 1e6
 
     async def end(self) -> None:
         await self.store.cancel(JobState.CANCELLED, b"")
@@ -70,16 +77,16 @@ async def job(connections: Connections) -> Any:
 async def test_a_job_from_begin_to_end(job: Job) -> None:
     await job.create()
     for executor in "01":
-        begun = await job.store.begin(executor, f"nonce-{executor}")
+        begun = await job.store.begin(executor, "n")
         assert (begun.status, begun.generation, begun.sequence) == (Status.OK, 1, 0)
         assert begun.frontier == (int(executor),)
         assert begun.facts == b"facts"
         assert begun.lease == 60.0
-    assert await job.leaf("0") == Reply(Status.OK, (), (), gone=True)
-    assert await job.leaf("1") == Reply(Status.OK, (2,), (), gone=False)
+    assert await job.leaf("0") == Reply(Status.OK, gone=True, free=1)
+    assert await job.leaf("1") == Reply(Status.OK, (2,), free=1)
     assert await job.store.read([0, 1]) == {0: VALUE.inline, 1: VALUE.inline}
-    last = Commit(passed=1, results=(2,), reads=((0, 1), (1, 1)))
-    assert await job.commit("1", 1, 2, last) == Reply(Status.OK, (), (), gone=True)
+    last = Commit(stay=(), passed=1, results=(2,), reads=((0, 1), (1, 1)))
+    assert await job.commit("1", 1, 2, last) == Reply(Status.OK, gone=True, free=2)
     outcome = await job.store.outcome()
     assert outcome.state is JobState.DONE
     assert outcome.results == {2: VALUE.inline}
@@ -113,7 +120,8 @@ async def test_begin_of_a_duplicate_is_held_off_until_the_lease_is_over(job: Job
     await job.expire("0")
     taken = await job.store.begin("0", "other")
     assert (taken.status, taken.generation) == (Status.OK, 2)
-    assert taken.lease == 120.0, "longer with each generation"
+    assert 119 < await job.lease("0") <= 120, "longer each time that it was begun in vain"
+    assert taken.lease == 60.0, "but renewed as often"
     assert (await job.leaf("0")).status is Status.FENCED
 
 
@@ -145,7 +153,7 @@ async def test_a_commit_that_is_repeated_has_its_effect_once(job: Job) -> None:
     assert first.claims == (2,)
     assert await job.leaf("1") == first
     assert (await job.store.outcome()).state is JobState.RUNNING
-    again = Commit(passed=1, results=(2,))
+    again = Commit(stay=(), passed=1, results=(2,))
     assert (await job.commit("1", 1, 3, again)).status is Status.REJECTED
     assert (await job.commit("1", 1, 0, again)).status is Status.STALE
 
@@ -167,7 +175,7 @@ async def test_a_failure_ends_the_job_and_nothing_else_of_the_commit_counts(job:
     assert outcome.state is JobState.FAILED
     assert outcome.error == b"\x91\xa4boom"
     assert outcome.passed == 0
-    assert await job.store.renew("1", 1) is Status.STOP
+    assert await job.store.renew("1", 1, "n") is Status.STOP
     assert (await job.leaf("1")).status is Status.STOP, "all other executors stop"
     assert (await job.leaf("1")).status is Status.FENCED, "and their records are gone"
 
@@ -183,11 +191,11 @@ async def test_a_renewal_extends_the_lease_and_is_fenced(job: Job) -> None:
     await job.create()
     await job.store.begin("0", "n")
     await job.expire("0")
-    assert await job.store.renew("0", 1) is Status.OK
+    assert await job.store.renew("0", 1, "n") is Status.OK
     assert (await job.store.watch()).revived == ()
-    assert await job.store.renew("0", 2) is Status.FENCED
+    assert await job.store.renew("0", 2, "n") is Status.FENCED
     await job.leaf("0")
-    assert await job.store.renew("0", 1) is Status.FENCED
+    assert await job.store.renew("0", 1, "n") is Status.FENCED
     assert (await job.store.watch()).live == 1, "no ghost"
 
 
@@ -232,9 +240,9 @@ async def test_nobody_left_and_results_missing_is_a_failure_and_no_hang(job: Job
 
 
 async def test_done_with_tasks_missing_is_a_failure(job: Job) -> None:
-    await job.create()
+    await job.create(records=[("0", [0])])
     await job.store.begin("0", "n")
-    await job.commit("0", 1, 1, Commit(passed=1, results=(2,)))
+    await job.commit("0", 1, 1, Commit(stay=(), passed=1, results=(2,)))
     assert b"1 of 3 tasks passed" in (await job.store.outcome()).error
 
 
@@ -262,12 +270,14 @@ async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
     assert len(parts) == 3
     assert await job.store.put(parts, 600) is Status.OK
-    body = commit_body(Commit(passed=1, publish=((0, 3),), arrivals=((5, 1, 1),)), {0: big})
-    assert (await job.store.commit("0", 1, 1, body)).claims == (5,)
+    body = commit_body(
+        Commit(stay=(), passed=1, publish=((0, 3),), arrivals=((5, 1, 1),)), {0: big}
+    )
+    assert (await job.store.commit("0", 1, "n", 1, body)).claims == (5,)
     assert await job.store.read([0]) == {0: wire.join(FRAME)}
-    reply = await job.commit("0", 1, 2, Commit(reads=((0, 2),), arrivals=((6, 1, 1),)))
+    reply = await job.commit("0", 1, 2, Commit(stay=(), reads=((0, 2),), arrivals=((6, 1, 1),)))
     assert reply.deletes == ()
-    reply = await job.commit("0", 1, 3, Commit(reads=((0, 1),), arrivals=((7, 1, 1),)))
+    reply = await job.commit("0", 1, 3, Commit(stay=(), reads=((0, 1),), arrivals=((7, 1, 1),)))
     assert reply.deletes == ((0, big.place),)
     await job.store.delete(reply.deletes)
     assert await job.store.read([0]) == {0: None}
@@ -281,9 +291,9 @@ async def test_a_large_result_is_held(job: Job) -> None:
     await job.store.begin("0", "n")
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=1000)
     await job.store.put(parts, 600)
-    commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
-    await job.store.commit("0", 1, 1, commit_body(commit, {0: big}))
-    reply = await job.commit("0", 1, 2, Commit(passed=1, reads=((0, 1),), results=(1,)))
+    commit = Commit(stay=(), passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
+    await job.store.commit("0", 1, "n", 1, commit_body(commit, {0: big}))
+    reply = await job.commit("0", 1, 2, Commit(stay=(), passed=1, reads=((0, 1),), results=(1,)))
     assert reply.deletes == (), "its reader has passed, but the caller has not seen it"
     outcome = await job.store.outcome()
     assert (await job.store.resolve(outcome.results))[0] == wire.join(FRAME)
@@ -456,9 +466,9 @@ async def test_wide_commits(job: Job, width: int) -> None:
     await job.create(records=[("0", list(range(width)))], tasks=width + 1)
     await job.store.begin("0", "n")
     publish = tuple((i, 1) for i in range(width))
-    commit = Commit(passed=width, publish=publish, arrivals=((width, width + 1, width),))
+    commit = Commit(stay=(), passed=width, publish=publish, arrivals=((width, width + 1, width),))
     body = commit_body(commit, dict.fromkeys(range(width), VALUE))
-    assert (await job.store.commit("0", 1, 1, body)).gone
+    assert (await job.store.commit("0", 1, "n", 1, body)).gone
     assert set((await job.store.read(range(width))).values()) == {VALUE.inline}
 
 
@@ -467,11 +477,11 @@ async def test_a_wide_fan_in_reads_and_frees_everything(job: Job) -> None:
     await job.create(records=[("0", list(range(width)))], tasks=width + 1)
     await job.store.begin("0", "n")
     publish = tuple((i, 1) for i in range(width))
-    commit = Commit(passed=width, publish=publish, arrivals=((width, width, width),))
+    commit = Commit(stay=(), passed=width, publish=publish, arrivals=((width, width, width),))
     body = commit_body(commit, dict.fromkeys(range(width), VALUE))
-    assert (await job.store.commit("0", 1, 1, body)).claims == (width,)
+    assert (await job.store.commit("0", 1, "n", 1, body)).claims == (width,)
     reads = tuple((i, 1) for i in range(width))
-    await job.commit("0", 1, 2, Commit(passed=1, reads=reads, results=(width,)))
+    await job.commit("0", 1, 2, Commit(stay=(), passed=1, reads=reads, results=(width,)))
     assert await job.state() is JobState.DONE
     assert await job.store.read([0, width - 1]) == {0: None, width - 1: None}
 
@@ -494,7 +504,7 @@ async def test_many_at_once_claim_once(job: Job) -> None:
 
     async def leaf(i: int) -> Reply:
         await job.store.begin(str(i), "n")
-        commit = Commit(passed=1, publish=((i, 1),), arrivals=((99, width, 1),))
+        commit = Commit(stay=(), passed=1, publish=((i, 1),), arrivals=((99, width, 1),))
         return await job.commit(str(i), 1, 1, commit)
 
     replies = await asyncio.gather(*(leaf(i) for i in range(width)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from wukong_async import wire
 from wukong_async.protocol import (
@@ -26,6 +26,7 @@ from wukong_async.protocol import (
 from wukong_async.store import NewJob, Place, place_of
 
 LONGEST = 8
+Arrival: TypeAlias = tuple[int, int, int | list[int]]
 METADATA = (
     "job",
     "live",
@@ -265,7 +266,7 @@ class ModelStore:
                 self.values[task] = value
         return deletes
 
-    def _arrive(self, arrivals: Iterable[tuple[int, int, int | list[int]]]) -> list[int]:
+    def _arrive(self, arrivals: Iterable[Arrival]) -> list[int]:
         claims: list[int] = []
         for consumer, degree, brought in arrivals:
             if isinstance(brought, int):

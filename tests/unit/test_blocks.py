@@ -11,6 +11,7 @@ from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, wire
 from wukong_async.blocks import Entry, Limits, PlanFacts
+from wukong_async.protocol import TaskSpec
 
 
 def entries(count: int, size: int = 0) -> list[Entry]:
@@ -22,24 +23,24 @@ def test_tasks_survive() -> None:
     node = Task("k", add, TaskRef("x"), TaskRef("y"))
     entry: Entry = (node, ("x",), (3,), {"y": 10}, (8, 9), (2, 1), True, None)
     count, frame = blocks.encode([entry], 1000)
-    block = blocks.decode(wire.join(frame), first=7)
+    block = blocks.decode(wire.join(frame), first=7, edge=20)
     assert count == 1
     (spec,) = block.specs
-    assert spec == (7, (3,), (8, 9), (2, 1), True, (), False)
+    assert spec == TaskSpec(7, (3,), (8, 9), (2, 1), True, (), 20)
     assert block.programs[7].run({3: 5}) == 15
 
 
 def test_one_input_under_two_names_is_one_edge() -> None:
     node = Task("k", add, TaskRef("x"), TaskRef("y"))
     _, frame = blocks.encode([(node, ("x", "y"), (3, 3), None, (), (), False, None)], 1000)
-    (spec,) = blocks.decode(wire.join(frame), 4).specs
+    (spec,) = blocks.decode(wire.join(frame), 4, 0).specs
     assert spec.inputs == (3,)
 
 
 def test_large_literals_are_no_inputs() -> None:
     node = Task("k", add, TaskRef("x"), TaskRef("y"))
     _, frame = blocks.encode([(node, ("x", "y"), (3, -1), None, (), (), False, None)], 1000)
-    block = blocks.decode(wire.join(frame), 4)
+    block = blocks.decode(wire.join(frame), 4, 0)
     assert block.specs[0].inputs == (3,)
     assert block.specs[0].literals == (-1,)
     assert block.programs[4].run({3: 1, -1: 2}) == 3
@@ -57,7 +58,7 @@ def test_blocks_are_cut_to_size(most: int) -> None:
     decoded = [
         spec.number
         for start, (_, frame) in zip(starts, made, strict=False)
-        for spec in blocks.decode(wire.join(frame), start).specs
+        for spec in blocks.decode(wire.join(frame), start, 0).specs
     ]
     assert decoded == list(range(100))
 
@@ -70,7 +71,7 @@ def test_an_executor_finds_the_block_of_a_task() -> None:
 
 
 def test_facts_survive() -> None:
-    facts = PlanFacts([0, 256], 16384, 1 << 26, 3600.0)
+    facts = PlanFacts([0, 256], [0, 300], 16384, 1 << 26, 3600.0)
     assert PlanFacts.unpack(facts.pack()) == facts
 
 
@@ -132,7 +133,7 @@ def _boom() -> None:
 def test_the_task_that_does_not_come_back_is_named() -> None:
     _, frame = blocks.encode([*entries(5), entry(Loud()), *entries(5)], 10**6)
     with pytest.raises(blocks.Unreadable) as caught:
-        blocks.decode(wire.join(frame), 100)
+        blocks.decode(wire.join(frame), 100, 0)
     assert caught.value.number == 105
     assert isinstance(caught.value.__cause__, SystemExit)
 
@@ -140,7 +141,7 @@ def test_the_task_that_does_not_come_back_is_named() -> None:
 @pytest.mark.parametrize("damaged", [b"", b"?", b"\x01\x80\x05N.", b"\x01\x80\x05K\x01"])
 def test_a_damaged_block_cannot_be_read(damaged: bytes) -> None:
     with pytest.raises(blocks.Unreadable) as caught:
-        blocks.decode(damaged, 100)
+        blocks.decode(damaged, 100, 0)
     assert caught.value.number == 100
     assert caught.value.__cause__ is not None
 
@@ -156,7 +157,7 @@ def test_arrays_of_many_tasks_are_rebuilt_where_they_lie() -> None:
     count, frame = blocks.encode([entry(array) for array in arrays], 10**6)
     assert count == 3
     assert len(frame) > 3, "out of band"
-    programs = blocks.decode(wire.join(frame), 0).programs
+    programs = blocks.decode(wire.join(frame), 0, 0).programs
     for task, array in enumerate(arrays):
         constants = programs[task].constants
         assert constants is not None
@@ -169,7 +170,7 @@ def test_limits_travel_with_their_task() -> None:
         (node, (), (), None, (), (), False, limits) for limits in (None, (2, None), (0, 1.5))
     ]
     _, frame = blocks.encode(tasks, 10**6)
-    block = blocks.decode(wire.join(frame), 0)
+    block = blocks.decode(wire.join(frame), 0, 0)
     assert [program.limits for program in block.programs.values()] == [
         *(Limits(), Limits(retries=2), Limits(timeout=1.5))
     ]

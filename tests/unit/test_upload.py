@@ -88,8 +88,8 @@ def results(upload: Upload, objects: dict[str, bytes]) -> dict[int, Any]:
     for literal, _ in upload.values:
         parts = [data for name, data in objects.items() if name.startswith(f"o{literal}.")]
         values[literal] = wire.loads(b"".join(parts))
-    for index, start in enumerate(upload.starts):
-        block = blocks.decode(objects[f"b{index}"], start)
+    for index, firsts in enumerate(zip(upload.starts, upload.edges, strict=True)):
+        block = blocks.decode(objects[f"b{index}"], *firsts)
         for number, program in block.programs.items():
             values[number] = program.run(values)
     return values
@@ -235,6 +235,6 @@ def test_limits_are_written_for_the_tasks_that_have_any() -> None:
     y = delayed(add)(x, 1, dask_key_name="y")
     upload = Upload.prepare(y.dask, ["y"], Settings())
     (frame,) = (frame for batch in upload.batches() for _, frame in batch)
-    programs = blocks.decode(wire.join(frame), 0).programs
+    programs = blocks.decode(wire.join(frame), 0, 0).programs
     assert programs[0].limits == (2, 60.0)
     assert programs[1].limits == (0, None)
