@@ -141,9 +141,9 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
 @pytest.mark.parametrize(
     ("blob", "kind", "says"),
     [
-        (["lost", "3", 2, wire.pack([0, 1])], ExecutorLost, "Executor 3 vanished 2 times"),
-        (["lost", "3", 2, wire.pack(list(range(7)))], ExecutorLost, "'e' and 2 more"),
-        (["unstarted", "0", 0, wire.pack([2])], ExecutorLost, "never began work on 'c'"),
+        (["lost", "3", 2, wire.pack([0]), "r", ""], ExecutorLost, "Executor 3 vanished 2 times"),
+        (["lost", "3", 2, wire.pack(list(range(7))), "", ""], ExecutorLost, "'e' and 2 more"),
+        (["unstarted", "0", 0, wire.pack([2]), "", ""], ExecutorLost, "never began work on 'c'"),
         (["cancelled", "by its client"], JobCancelled, "cancelled: by its client."),
         (["mismatch", "dask: client 1, function 2"], VersionMismatch, "dask: client 1, function 2"),
         (["input", [1]], StoreLost, "has lost ('x', 1)"),
