@@ -11,8 +11,8 @@ this page and store/lua must agree:
     input      the objects that are missing
     full       what the store said
     mismatch   what differs
-    lost       executor, attempts, packed frontier
-    unstarted  executor, attempts, packed frontier
+    lost       executor, attempts, packed frontier, request id, packed LastWords or empty
+    unstarted  executor, attempts, packed frontier, request id, packed LastWords or empty
     data       what the store has lost of the job
     overtime   limit in ms, tasks that had passed, tasks
     protocol   what was found
@@ -42,6 +42,7 @@ from wukong_async.errors import (
     TaskTimeout,
     VersionMismatch,
 )
+from wukong_async.last_words import LastWords, likely_cause
 
 MOST_TEXT = 100_000
 MOST_PICKLE = 1_000_000
@@ -160,18 +161,34 @@ def numbers(blob: bytes) -> list[int]:
             return [number]
         case [b"input", [*objects]]:
             return objects
-        case [b"lost" | b"unstarted", _, _, frontier]:
-            return list(wire.unpack(frontier)[:NAMED])
+        case [b"lost" | b"unstarted", _, _, frontier, _, words]:
+            last = LastWords.unpack(words)
+            running = [last.task] if last is not None and last.task is not None else []
+            return running + list(wire.unpack(frontier)[:NAMED])
     return []
 
 
-def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
+def request_lost(blob: bytes) -> str:
+    """The request whose log may tell more about this failure; empty if there is none."""
+    match wire.unpack(blob):
+        case [b"lost", _, _, _, request_id, _]:
+            return _decoded(request_id)
+    return ""
+
+
+def rebuild(
+    blob: bytes, name_of: Callable[[int], str], *, log: str = "", throttled: str = ""
+) -> Exception:
     """The exception to raise in the caller.
 
     Parameters
     ----------
     name_of
         Number of a task (≥ 0) or a literal (< 0) → its name, for messages.
+    log
+        Of the request that `request_lost` names, if it can be had.
+    throttled
+        How Lambda has refused an invocation that it may take later, if it did so last.
     """
     match wire.unpack(blob):
         case [b"task", int(task), int(tries), pickled, *told]:
@@ -203,18 +220,24 @@ def rebuild(blob: bytes, name_of: Callable[[int], str]) -> Exception:
                 f"The client and the function differ: {_decoded(difference)}. Install the same"
                 " versions on both sides."
             )
-        case [b"lost", executor, attempts, frontier]:
+        case [b"lost", executor, attempts, frontier, request_id, words]:
+            last = LastWords.unpack(words)
             return ExecutorLost(
                 f"Executor {_decoded(executor)} vanished {attempts} times (wukong.max_attempts)"
-                f" while it worked on {_names(wire.unpack(frontier), name_of)} and what follows."
-                " Out of memory, or past the function's time limit? The function's log tells. A"
-                " task that holds Python's GIL for longer than wukong.lease looks the same."
+                f" while it {_doing(last, wire.unpack(frontier), name_of)}. Its last request was"
+                f" {_decoded(request_id)}. Likely cause: {likely_cause(last, log)}"
             )
-        case [b"unstarted", executor, _, frontier]:
+        case [b"unstarted", executor, _, frontier, *_]:
+            why = (
+                "Does the function start, and reach the store? Its log tells."
+                if not throttled
+                else "All concurrency that the function may have is in use, or none is reserved for"
+                f" it: Lambda said {throttled!r}. Wait, or raise the concurrency of the function or"
+                " the account."
+            )
             return ExecutorLost(
                 f"The invocation of executor {_decoded(executor)} was sent again and again, but"
-                f" never began work on {_names(wire.unpack(frontier), name_of)}. Does the function"
-                " start, reach the store, and have free concurrency? Its log tells."
+                f" never began work on {_names(wire.unpack(frontier), name_of)}. {why}"
             )
         case [b"cancelled", reason]:
             return JobCancelled(f"The job was cancelled: {_decoded(reason)}.")
@@ -365,6 +388,13 @@ def _decoded(text: bytes) -> str:
 
 def _after(tries: int) -> str:
     return f", in the last of {tries} tries" if tries > 1 else ""
+
+
+def _doing(last: LastWords | None, frontier: Sequence[int], name_of: Callable[[int], str]) -> str:
+    if last is None or last.task is None:
+        return f"worked on {_names(frontier, name_of)} and what follows"
+    since = f", for {last.seconds:.0f} s when it was heard last" if last.seconds >= 1 else ""
+    return f"ran task {name_of(last.task)}{since}"
 
 
 def _names(numbers: Sequence[int], name_of: Callable[[int], str]) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -32,6 +33,13 @@ PINGS = 5
 """How often in a row a function has to fail before it is called broken."""
 PING_TIMEOUT = 55.0
 """Seconds to wait for an answer to a ping: less than the client waits for any answer."""
+LOG_TIMEOUT = 5.0
+"""Seconds to find the log of a request."""
+LOG_AGE = 3600
+"""Seconds back that it is looked for."""
+LOG_PAGES = 20
+MOST_LOG = 100_000
+"""Characters of it, the last ones."""
 NOT_FOUND = "ResourceNotFoundException"
 THROTTLED = (
     *("TooManyRequestsException", "ThrottlingException", "EC2ThrottledException"),
@@ -60,6 +68,8 @@ class Invoker:
         self._slots = asyncio.Semaphore(settings.invoke_concurrency)
         self.sent = 0
         """Events that Lambda has accepted."""
+        self.throttled = ""
+        """Lambda's words, if it did not take the last ping, or an event since."""
 
     @property
     def function_name(self) -> str:
@@ -74,13 +84,32 @@ class Invoker:
         ConfigError
             If the region, the endpoint or the configuration of AWS cannot be.
         """
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            make = self._service("lambda", self._settings.endpoint_url)
+            self._client = await self._stack.enter_async_context(make)
+        except (BotoCoreError, ValueError) as error:
+            culprits = {
+                "InvalidRegionError": "wukong.region or AWS_REGION",
+                "ProfileNotFound": "AWS_PROFILE",
+                "ValueError": "wukong.endpoint_url or AWS_ENDPOINT_URL",
+            }
+            culprit = culprits.get(type(error).__name__, "The configuration of AWS")
+            raise ConfigError(f"{culprit}: {error}") from error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _service(self, name: str, endpoint_url: str | None) -> Any:
+        """A client of one of AWS's services, to be entered."""
         # Half a second of imports that an executor does not need to pay for.
         from aiobotocore.config import AioConfig
         from aiobotocore.session import get_session
-        from botocore.exceptions import BotoCoreError
 
         settings = self._settings
-        loopback = _host(settings.endpoint_url) in LOOPBACK
+        loopback = _host(endpoint_url) in LOOPBACK
         config = AioConfig(
             # A proxy of the environment cannot reach what listens on this machine alone.
             proxies={} if loopback else None,
@@ -95,27 +124,13 @@ class Invoker:
                 "aws_access_key_id": LOOPBACK_KEY,
                 "aws_secret_access_key": LOOPBACK_KEY,
             }
-        make = get_session().create_client(
-            "lambda",
+        return get_session().create_client(
+            name,
             region_name=region_of(settings),
-            endpoint_url=settings.endpoint_url,
+            endpoint_url=endpoint_url,
             config=config,
             **credentials,
         )
-        try:
-            self._client = await self._stack.enter_async_context(make)
-        except (BotoCoreError, ValueError) as error:
-            culprits = {
-                "InvalidRegionError": "wukong.region or AWS_REGION",
-                "ProfileNotFound": "AWS_PROFILE",
-                "ValueError": "wukong.endpoint_url or AWS_ENDPOINT_URL",
-            }
-            culprit = culprits.get(type(error).__name__, "The configuration of AWS")
-            raise ConfigError(f"{culprit}: {error}") from error
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
 
     async def check(self) -> None:
         """Prove that the function exists and may be invoked, without running it.
@@ -146,6 +161,7 @@ class Invoker:
             try:
                 await self._call(InvocationType="Event", Payload=payload)
             except _Throttled as error:
+                self.throttled = str(error)
                 log.warning("an event was not accepted; the watcher sends it again: %s", error)
             else:
                 self.sent += 1
@@ -172,13 +188,17 @@ class Invoker:
             async with asyncio.timeout(PING_TIMEOUT):
                 answer = await self._call(Payload=json.dumps(PING).encode())
                 said = json.loads(await answer["Payload"].read())
-        except (TimeoutError, _Throttled):
+        except TimeoutError:
+            return None
+        except _Throttled as error:
+            self.throttled = str(error)
             return None
         except InvocationError:
             raise
         except Exception as error:  # It is cut off, or no JSON.
             log.warning("the answer to a ping cannot be read: %r", error)
             return None
+        self.throttled = ""
         match said:
             case {"errorMessage": text} if "FunctionError" in answer:
                 return f"{said.get('errorType')}: {text}"
@@ -194,6 +214,49 @@ class Invoker:
                     group.create_task(self.invoke(payload))
         except BaseExceptionGroup as many:
             raise plain(many) from None
+
+    async def log_of(self, request_id: str) -> str:
+        """What the function's log has of a request that ran lately.
+
+        Empty if it cannot be had: not everybody who may invoke a function may read its log.
+        """
+        try:
+            async with asyncio.timeout(LOG_TIMEOUT):
+                return await self._read_log(request_id)
+        except Exception as error:  # The log only explains an error; it must not become another.
+            log.debug("the log of request %s cannot be read: %r", request_id, error)
+            return ""
+
+    async def _read_log(self, request_id: str) -> str:
+        endpoint = self._settings.endpoint_url
+        if (_host(endpoint) or "").endswith(".amazonaws.com"):
+            endpoint = None  # That is Lambda's own.
+        async with self._service("logs", endpoint) as client:
+            since = round((time.time() - LOG_AGE) * 1000)
+            pattern = f'"{request_id}"'
+            named, _ = await self._events(client, filterPattern=pattern, startTime=since)
+            if not named:
+                return ""
+            # What tasks write does not name the request, but stands between the lines that do.
+            stream = named[-1]["logStreamName"]
+            times = [e["timestamp"] for e in named if e["logStreamName"] == stream]
+            events, all_there = await self._events(
+                client, logStreamNames=[stream], startTime=min(times), endTime=max(times)
+            )
+        lines = [e["message"].rstrip("\n") + "\n" for e in (events if all_there else named)]
+        return "".join(lines)[-MOST_LOG:]
+
+    async def _events(self, client: Any, **which: Any) -> tuple[list[Any], bool]:
+        """Events of the function's log, and whether these are all."""
+        group = f"/aws/lambda/{_name(self._settings.function_name)}"
+        events: list[Any] = []
+        for _ in range(LOG_PAGES):
+            answer = await client.filter_log_events(logGroupName=group, **which)
+            events += answer["events"]
+            if not answer.get("nextToken"):
+                return events, True
+            which["nextToken"] = answer["nextToken"]
+        return events, False
 
     async def _call(self, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -220,6 +283,11 @@ class Invoker:
                 f" reached or used: {error} Check wukong.region, wukong.endpoint_url and the AWS"
                 " credentials."
             ) from error
+
+
+def _name(function_name: str) -> str:
+    """The name alone of a function that is given as an ARN, or with an alias."""
+    return function_name.rpartition("function:")[2].partition(":")[0]
 
 
 def _host(url: str | None) -> str | None:

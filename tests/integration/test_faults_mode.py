@@ -90,7 +90,7 @@ async def test_a_killed_delivery(valkey: Valkey) -> None:
         before = running.pool.sandboxes[0].pid
         answer = await caller.call({"do": "sleep", "seconds": 60})
         assert answer["FunctionError"] == "Unhandled"
-        assert "signal: 9" in json.loads(answer["Payload"])["errorMessage"]
+        assert "signal: killed" in json.loads(answer["Payload"])["errorMessage"]
         await until(lambda: bool(running.pool.function.idle))
         assert running.pool.sandboxes[0].pid != before
         assert running.pool.injector.injected["kill"] == 1

@@ -55,6 +55,8 @@ class Record:
     unstarted: int = 0
     tries: int = 0
     soft: bool = False
+    request: str = ""
+    last_words: bytes = b""
     reply: Reply | None = None
 
 
@@ -145,7 +147,7 @@ class ModelStore:
             self._finish_job(JobState.DONE, b"")
         return Status.OK
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         job = self.job
         if job is None or job.state is not JobState.RUNNING:
             return Begun(Status.GONE)
@@ -162,6 +164,7 @@ class ModelStore:
             record.generation += 1
             record.tries += 1
             record.unstarted = 0
+            record.request = request_id
             record.check = record.check or record.soft
             self.live[executor] = self.now() + self._lease(record)
             job.begins += 1
@@ -360,7 +363,7 @@ class ModelStore:
             record.tries = 1
         self.live[executor] = self.now() + self._lease(record)
 
-    def renew(self, executor: str, generation: int, nonce: str) -> Status:
+    def renew(self, executor: str, generation: int, nonce: str, last_words: bytes = b"") -> Status:
         record = self._fenced(executor, generation, nonce)
         if record is None:
             return Status.FENCED
@@ -368,6 +371,7 @@ class ModelStore:
         if self.job.state is not JobState.RUNNING or self._timed_out(self.job):
             return Status.STOP
         self.live[executor] = self.now() + self._lease(record)
+        record.last_words = last_words or record.last_words
         return Status.OK
 
     def watch(self, owner: str = "", most: int = 1000) -> Watch:
@@ -541,7 +545,8 @@ class ModelStore:
 
     def _lost(self, kind: str, executor: str, record: Record) -> None:
         frontier = wire.pack(list(record.frontier))
-        error = wire.pack([kind, executor, record.tries, frontier])
+        told = (frontier, record.request, record.last_words)
+        error = wire.pack([kind, executor, record.tries, *told])
         self._finish_job(JobState.FAILED, error)
 
     def _finish_job(self, state: JobState, error: bytes) -> None:

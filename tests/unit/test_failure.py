@@ -22,6 +22,7 @@ from wukong_async.errors import (
     TaskTimeout,
     VersionMismatch,
 )
+from wukong_async.last_words import LastWords
 
 KEYS = ["a", ("x", 1), "c", "d", "e", "f", "g"]
 
@@ -142,9 +143,9 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
 @pytest.mark.parametrize(
     ("blob", "kind", "says"),
     [
-        (["lost", "3", 2, wire.pack([0, 1])], ExecutorLost, "Executor 3 vanished 2 times"),
-        (["lost", "3", 2, wire.pack(list(range(7)))], ExecutorLost, "'e' and 2 more"),
-        (["unstarted", "0", 0, wire.pack([2])], ExecutorLost, "never began work on 'c'"),
+        (["lost", "3", 2, wire.pack([0]), "r", ""], ExecutorLost, "Executor 3 vanished 2 times"),
+        (["lost", "3", 2, wire.pack(list(range(7))), "", ""], ExecutorLost, "'e' and 2 more"),
+        (["unstarted", "0", 0, wire.pack([2]), "", ""], ExecutorLost, "never began work on 'c'"),
         (["cancelled", "by its client"], JobCancelled, "cancelled: by its client."),
         (["mismatch", "dask: client 1, function 2"], VersionMismatch, "dask: client 1, function 2"),
         (["input", [1]], StoreLost, "has lost ('x', 1)"),
@@ -201,6 +202,34 @@ def test_what_the_function_cannot_unpickle_is_named(what: Any, number: int, says
     assert isinstance(error, SerializationError)
     assert says in str(error)
     assert error.__notes__ == ["wukong: in executor 0, request request-1"]
+
+
+def test_a_lost_executor_is_said_with_its_task_and_the_likely_cause() -> None:
+    words = LastWords(task=1, seconds=3.0, resident=250, limit=256, left=50.0)
+    blob = wire.pack(["lost", "3", 2, wire.pack([0, 2]), "request-1", words.pack()])
+    assert failure.request_lost(blob) == "request-1"
+    start = (
+        "Executor 3 vanished 2 times (wukong.max_attempts) while it ran task ('x', 1), for 3 s when"
+        " it was heard last. Its last request was request-1. Likely cause: "
+    )
+    assert str(failure.rebuild(blob, name_of)).startswith(start + "out of memory: ")
+    log = "2026-01-02T03:04:05.000Z r Task timed out after 5.00 seconds\n"
+    error = failure.rebuild(blob, name_of, log=log)
+    assert str(error).startswith(start + "the time limit: ")
+
+
+def test_between_two_tasks_a_lost_executor_is_said_with_its_frontier() -> None:
+    words = LastWords(task=None, seconds=3.0, resident=1, limit=256, left=50.0)
+    blob = wire.pack(["lost", "3", 2, wire.pack([0, 2]), "request-1", words.pack()])
+    assert "while it worked on 'a', 'c' and what follows." in str(failure.rebuild(blob, name_of))
+
+
+def test_an_executor_that_never_began_is_said_to_be_throttled() -> None:
+    blob = wire.pack(["unstarted", "3", 0, wire.pack([0]), "", ""])
+    assert failure.request_lost(blob) == ""
+    assert "Its log tells." in str(failure.rebuild(blob, name_of))
+    error = failure.rebuild(blob, name_of, throttled="Rate Exceeded.")
+    assert "Lambda said 'Rate Exceeded.'. Wait, or raise the concurrency" in str(error)
 
 
 def test_how_often_a_task_was_tried_is_said() -> None:

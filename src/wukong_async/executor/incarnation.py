@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,9 +44,10 @@ from wukong_async.engine import (
     Step,
 )
 from wukong_async.errors import SerializationError, StoreFull, WukongError
-from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.memory import PlanCache, limit_mb, resident_mb
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation, mismatch, versions
+from wukong_async.last_words import LastWords
 from wukong_async.loops import plain
 from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
@@ -99,7 +101,8 @@ class Progress:
     @property
     def task(self) -> int | None:
         """What runs now."""
-        return self.steps[self.ran].task if self.ran < len(self.steps) else None
+        ran = self.ran  # Once: the thread goes on meanwhile.
+        return self.steps[ran].task if ran < len(self.steps) else None
 
 
 class Incarnation:
@@ -133,6 +136,7 @@ class Incarnation:
         self._limited = Worker()
         self._request_id = request_id
         self._remaining = remaining
+        self._ends = time.monotonic() + remaining
         self._invoke = invoke
         self._engine = Engine()
         self._nonce = secrets.token_hex(8)
@@ -142,6 +146,7 @@ class Incarnation:
         self._stop = threading.Event()
         self._pause = threading.Event()
         self._progress = Progress(())
+        self._seen: tuple[int | None, float] = (None, time.monotonic())
         self._ran_any = False
         self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
@@ -184,7 +189,9 @@ class Incarnation:
                     case Exit(reason):
                         return reason
                     case Begin():
-                        begun = await self._store.begin(self._executor, self._nonce)
+                        begun = await self._store.begin(
+                            self._executor, self._nonce, self._request_id
+                        )
                         self._begun(group, begun)
                     case Delete(objects):
                         await self._store.delete(objects)
@@ -251,10 +258,20 @@ class Incarnation:
     async def _renew(self, pause: float) -> None:
         while True:
             await asyncio.sleep(pause)
-            status = await self._store.renew(self._executor, self._engine.generation, self._nonce)
+            status = await self._store.renew(
+                self._executor, self._engine.generation, self._nonce, self._last_words()
+            )
             if status is not Status.OK:
                 self._stopped(status)
                 return
+
+    def _last_words(self) -> bytes:
+        now = time.monotonic()
+        task = self._progress.task if self._running is not None else None
+        if task != self._seen[0]:
+            self._seen = (task, now)
+        running_for = now - self._seen[1]
+        return LastWords(task, running_for, resident_mb(), limit_mb(), self._ends - now).pack()
 
     async def _hand_over(self) -> None:
         """Before the function's time is over: leave the rest to another incarnation."""

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 from wukong_async.blocks import Block, Program
 
-LITERAL_BYTES = 64 * 1024 * 1024
+MB = 1024 * 1024
+LITERAL_BYTES = 64 * MB
 """Literals kept for the next task that reads them: models and tables are read by many."""
+
+
+def resident_mb() -> int:
+    """Memory that this process has now; where that is not known, the most that it has had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most // (MB if sys.platform == "darwin" else 1024)
+    return pages * resource.getpagesize() // MB
+
+
+def limit_mb() -> int:
+    """Memory that the function may have; 0 if that is not known."""
+    return int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0"))
 
 
 class PlanCache:

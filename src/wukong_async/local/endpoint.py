@@ -1,8 +1,9 @@
-"""A loopback Lambda: the Invoke API for callers, the Runtime API for sandboxes.
+"""A loopback Lambda: the Invoke API for callers, the Runtime API for sandboxes; and its logs.
 
 Callers are unmodified AWS SDKs; sandboxes run AWS's own runtime client. This is the HTTP between
 them and pool.py, and Lambda's limits. Sources: the Lambda API reference (Invoke), the developer
-guide (Runtime API, quotas), and the texts that the service itself answers with.
+guide (Runtime API, quotas), the CloudWatch Logs API reference (FilterLogEvents), and the texts
+that the services themselves answer with.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ LOG_TAIL = 4 * 1024
 """Bytes of log that a caller can ask for."""
 
 _INVOKE = re.compile(r"/2015-03-31/functions/(?P<name>[^/]+)/invocations/?")
+_FILTER_LOG_EVENTS = "Logs_20140328.FilterLogEvents"
 _RUNTIME = "/2018-06-01/runtime/"
-_SCOPE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/lambda/")
+_SCOPE = re.compile(r"Credential=[^/]+/\d+/(?P<region>[^/]+)/(?:lambda|logs)/")
 _NAME = re.compile(
     r"(?:arn:[\w-]+:lambda:(?P<region>[\w-]+):(?P<account>\d+):function:|\d+:function:)?"
     r"(?P<name>[\w-]+)(?::(?P<qualifier>[\w$-]+))?"
@@ -102,6 +104,8 @@ class Loopback:
             )
 
     async def _invoke(self, http: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        if http.headers.get("X-Amz-Target") == _FILTER_LOG_EVENTS:
+            return await self._filter_log_events(http, request_id)
         matched = _INVOKE.fullmatch(http.path)
         if matched is None or http.method != "POST":
             raise _Refused(
@@ -144,6 +148,34 @@ class Loopback:
             tail = outcome.log.encode()[-LOG_TAIL:]
             headers["X-Amz-Log-Result"] = base64.b64encode(tail).decode()
         return web.Response(body=outcome.body, headers=headers, content_type="application/json")
+
+    async def _filter_log_events(
+        self, http: web.BaseRequest, request_id: str
+    ) -> web.StreamResponse:
+        """Lines of the log, each request's in a stream of its own; times are not kept."""
+        self._check_signature(http.headers.get("Authorization", ""))
+        wanted = json.loads(await http.read())
+        group = f"/aws/lambda/{self._configuration.function_name}"
+        if wanted.get("logGroupName") != group:
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST,
+                "ResourceNotFoundException",
+                "The specified log group does not exist.",
+            )
+        pattern = wanted.get("filterPattern", "").strip('"')
+        streams = wanted.get("logStreamNames")
+        events = [
+            {"logStreamName": stream, "timestamp": 0, "ingestionTime": 0, "message": line}
+            for stream, log in self.pool.logs()
+            if streams is None or stream in streams
+            for line in log.splitlines()
+            if pattern in line
+        ]
+        return web.Response(
+            body=json.dumps({"events": events}).encode(),
+            content_type="application/x-amz-json-1.1",
+            headers={"x-amzn-RequestId": request_id},
+        )
 
     def _check_signature(self, authorization: str) -> None:
         """Not who signs (it is one machine), but for which region, as a user may have it wrong."""

@@ -12,10 +12,11 @@ import json
 import logging
 import math
 import random
+import signal
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -360,7 +361,7 @@ class Pool:
         self.counters.errors += error
         rid = request.request_id
         log = (
-            f"START RequestId: {rid} Version: $LATEST\n{log}END RequestId: {rid}\n"
+            f"{_start(rid)}{log}END RequestId: {rid}\n"
             f"REPORT RequestId: {rid}\tDuration: {duration:.2f} ms\t"
             f"Billed Duration: {math.ceil(duration)} ms\t"
             f"Memory Size: {self.configuration.memory_size} MB\t"
@@ -391,10 +392,21 @@ class Pool:
         starting = (s.output() for s in self.sandboxes.values() if not s.invoked)
         return "".join([*self._logs.values(), *starting])
 
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """(request, what it has written), those that have not ended last."""
+        yield from self._logs.items()
+        for number, delivery in self.deliveries.items():
+            rid = delivery.request.request_id
+            yield rid, _start(rid) + self.sandboxes[number].output()
+
     def _remember(self, request_id: str, log: str) -> None:
         self._logs[request_id] = self._logs.pop(request_id, "") + log
         while len(self._logs) > LOGS_KEPT:
             self._logs.popitem(last=False)
+
+
+def _start(request_id: str) -> str:
+    return f"START RequestId: {request_id} Version: $LATEST\n"
 
 
 def error_body(kind: str, text: str) -> bytes:
@@ -403,7 +415,9 @@ def error_body(kind: str, text: str) -> bytes:
 
 
 def _status(code: int) -> str:
-    return f"signal: {-code}" if code < 0 else f"exit status {code}"
+    if code < 0:
+        return f"signal: {(signal.strsignal(-code) or str(-code)).lower()}"
+    return f"exit status {code}"
 
 
 def _death(sandbox: Sandbox, code: int, delivery: Delivery) -> tuple[str, str]:

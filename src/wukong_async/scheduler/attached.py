@@ -16,6 +16,7 @@ from wukong_async import graph as graphs
 from wukong_async.blocks import PlanFacts
 from wukong_async.errors import JobNotFound, SerializationError, StoreLost
 from wukong_async.protocol import JobState, Outcome
+from wukong_async.scheduler.explained import explained
 from wukong_async.scheduler.results import collect, named
 from wukong_async.scheduler.scheduler import Scheduler
 from wukong_async.store import MANIFEST, JobStore, block_name
@@ -91,7 +92,7 @@ class AttachedJob:
                     if watcher.owns:
                         await watcher.retire()
         if outcome.state is not JobState.DONE:
-            raise failure.rebuild(outcome.error, name_of)
+            raise await explained(outcome.error, name_of, self._scheduler.invoker)
         return values
 
     async def _watcher(self) -> Watcher:

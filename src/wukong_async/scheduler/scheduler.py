@@ -34,6 +34,7 @@ from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.proxy import FrameError, ProxyClient
 from wukong_async.scheduler.announcements import Announcements
+from wukong_async.scheduler.explained import explained
 from wukong_async.scheduler.results import collect, named
 from wukong_async.scheduler.upload import Upload
 from wukong_async.store import Connections, JobStore, NewJob
@@ -218,7 +219,7 @@ class _Job:
             values, outcome = await self._run_once(upload, keys)
         if outcome.state is not JobState.DONE:
             # Out here: what a task has raised may look like an error of ours, and be handled so.
-            raise failure.rebuild(outcome.error, upload.name)
+            raise await explained(outcome.error, upload.name, self._scheduler.invoker)
         return named(values, upload.results, upload.constants), outcome
 
     async def _run_once(self, upload: Upload, keys: Any) -> tuple[dict[int, Any], Outcome]:

@@ -139,9 +139,9 @@ class JobStore:
         ]
         return Status((await self._call(scripts.CREATE, wire.pack(body))).decode())
 
-    async def begin(self, executor: str, nonce: str) -> Begun:
+    async def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         """Take a record. OK, GONE or HELD."""
-        answer = await self._call(scripts.BEGIN, executor, nonce)
+        answer = await self._call(scripts.BEGIN, executor, nonce, request_id)
         status = Status(answer[0].decode())
         if status is not Status.OK:
             return Begun(status)
@@ -174,9 +174,11 @@ class JobStore:
             free,
         )
 
-    async def renew(self, executor: str, generation: int, nonce: str) -> Status:
-        """Extend a lease. OK, FENCED or STOP."""
-        answer = await self._call(scripts.RENEW, executor, generation, nonce)
+    async def renew(
+        self, executor: str, generation: int, nonce: str, last_words: bytes = b""
+    ) -> Status:
+        """Extend a lease, and leave last words, if any. OK, FENCED or STOP."""
+        answer = await self._call(scripts.RENEW, executor, generation, nonce, last_words)
         return Status(answer.decode())
 
     async def watch(self, owner: str = "", most: int = 1000) -> Watch:

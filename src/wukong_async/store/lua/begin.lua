@@ -1,7 +1,7 @@
 -- Take a record: the one moment at which an invocation becomes an executor. Atomic, so that of two
 -- deliveries of one event only one gets the work.
 --
--- ARGV  1 executor  2 nonce, fresh for each incarnation
+-- ARGV  1 executor  2 nonce, fresh for each incarnation  3 request
 -- reply {OK, gen, seq, lease, facts, frontier, marks, taken | nil} | {GONE} | {HELD}
 --       taken only where it has to be checked
 local x, nonce = ARGV[1], ARGV[2]
@@ -12,10 +12,11 @@ if not r then return { 'GONE' } end
 if r.nonce ~= nonce then
   if r.held and tonumber(call('ZSCORE', LIVE, x)) > now() then return { 'HELD' } end
   if r.tries >= tonumber(job[3]) then
-    finish_job('failed', cmsgpack.pack({ 'lost', x, r.tries, call('HGET', REC, x .. '/f') }))
+    give_up('lost', x, r)
     return { 'GONE' }
   end
   r.nonce, r.held, r.gen, r.tries, r.unstarted = nonce, true, r.gen + 1, r.tries + 1, 0
+  r.request = ARGV[3]
   r.check = r.check or r.soft
   call('HSET', REC, x, pack_record(r))
   call('ZADD', LIVE, 'XX', lease_end(r, job[2]), x)

@@ -2,9 +2,11 @@
 --
 -- KEYS  1 job   hash   state, error, counts and limits of the job
 --       2 live  zset   executor -> time its lease is over; its size is the slots in use
---       3 rec   hash   executor -> {gen, nonce, held, seq, unstarted, tries, soft, check};
---                      executor/f -> frontier; executor/m -> marks, {{task, {input, ...}}, ...}, if any;
---                      executor/r -> reply to the last commit
+--       3 rec   hash   executor -> {gen, nonce, held, seq, unstarted, tries, soft, check,
+--                      request}; executor/f -> frontier;
+--                      executor/m -> marks, {{task, {input, ...}}, ...}, if any;
+--                      executor/r -> reply to the last commit;
+--                      executor/n -> what an incarnation said last of itself, if anything
 --       4 cnt   hash   fan-in -> inputs that have arrived
 --       5 refs  hash   object -> "reads to come", or "reads to come:place" on the data shards; with
 --                      "~" in front while its producer may make it again
@@ -40,12 +42,13 @@ end
 --  tries     how often the work of this frontier was begun
 --  soft      there are effects of tasks that have not passed
 --  check     others may meet such effects of a dead incarnation
+--  request   of the last incarnation, for its log
 local function load_record(x)
   local packed = call('HGET', REC, x)
   if not packed then return nil end
   local r = cmsgpack.unpack(packed)
   return { gen = r[1], nonce = r[2], held = r[3], seq = r[4], unstarted = r[5], tries = r[6],
-    soft = r[7], check = r[8] }
+    soft = r[7], check = r[8], request = r[9] }
 end
 
 -- The record, if nobody has come after this incarnation. The generation alone would not do: a server
@@ -56,17 +59,18 @@ local function fenced_record(x, gen, nonce)
 end
 
 local function pack_record(r)
-  return cmsgpack.pack({ r.gen, r.nonce, r.held, r.seq, r.unstarted, r.tries, r.soft, r.check })
+  return cmsgpack.pack({ r.gen, r.nonce, r.held, r.seq, r.unstarted, r.tries, r.soft, r.check,
+    r.request })
 end
 
 local function new_record(x, frontier, check, over)
   call('HSET', REC, x, pack_record({ gen = 0, nonce = '', held = false, seq = 0, unstarted = 0,
-    tries = 0, soft = false, check = check }), x .. '/f', frontier)
+    tries = 0, soft = false, check = check, request = '' }), x .. '/f', frontier)
   call('ZADD', LIVE, over, x)
 end
 
 local function drop_record(x)
-  call('HDEL', REC, x, x .. '/f', x .. '/m', x .. '/r')
+  call('HDEL', REC, x, x .. '/f', x .. '/m', x .. '/r', x .. '/n')
   call('ZREM', LIVE, x)
 end
 
@@ -106,6 +110,12 @@ local function timed_out(t)
   finish_job('failed', cmsgpack.pack({ 'overtime', tonumber(job[2]), tonumber(job[3]),
     tonumber(job[4]) }))
   return true
+end
+
+-- An executor's work was begun, or its invocation sent, too often.
+local function give_up(kind, x, r)
+  local f, n = unpack(call('HMGET', REC, x .. '/f', x .. '/n'))
+  finish_job('failed', cmsgpack.pack({ kind, x, r.tries, f, r.request, n or '' }))
 end
 
 local function in_chunks(command, key, args)

@@ -50,8 +50,7 @@ if job[1] == 'running' then
       unheard = unheard + 1
     end
     if r.tries >= tonumber(job[2]) or r.unstarted > tonumber(job[4]) then
-      local kind = r.tries >= tonumber(job[2]) and 'lost' or 'unstarted'
-      finish_job('failed', cmsgpack.pack({ kind, x, r.tries, call('HGET', REC, x .. '/f') }))
+      give_up(r.tries >= tonumber(job[2]) and 'lost' or 'unstarted', x, r)
       job[1] = 'failed'
       revived, unheard = {}, 0
       break
