@@ -90,8 +90,10 @@ class BothStores(ModelStore):
         timely = dataclasses.replace(new, ttl=10**6)
         return self._same(super().create(new), self.real.create(timely))
 
-    def begin(self, executor: str, nonce: str) -> Begun:
-        return self._same(super().begin(executor, nonce), self.real.begin(executor, nonce))
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
+        return self._same(
+            super().begin(executor, nonce, request_id), self.real.begin(executor, nonce, request_id)
+        )
 
     def commit(
         self, executor: str, generation: int, nonce: str, sequence: int, body: bytes
@@ -99,10 +101,10 @@ class BothStores(ModelStore):
         model = super().commit(executor, generation, nonce, sequence, body)
         return self._same(model, self.real.commit(executor, generation, nonce, sequence, body))
 
-    def renew(self, executor: str, generation: int, nonce: str) -> Status:
+    def renew(self, executor: str, generation: int, nonce: str, last_words: bytes = b"") -> Status:
         return self._same(
-            super().renew(executor, generation, nonce),
-            self.real.renew(executor, generation, nonce),
+            super().renew(executor, generation, nonce, last_words),
+            self.real.renew(executor, generation, nonce, last_words),
         )
 
     def watch(self, owner: str = "", most: int = 1000) -> Watch:
