@@ -152,7 +152,7 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
         (["input", []], StoreLost, "has lost a part of the plan"),
         (["full", "it is full"], StoreFull, "it is full"),
         (["protocol", "3 of 4 tasks passed"], ProtocolError, "3 of 4 tasks passed"),
-        (["timeout", 1500, 3, 9], JobTimeout, "its limit of 1.5 s, and 3 of its 9 tasks"),
+        (["overtime", 1500, 3, 9], JobTimeout, "its limit of 1.5 s, and 3 of its 9 tasks"),
         (["data", "its mark"], StoreLost, "has lost its mark while the job ran"),
         (["novel"], ProtocolError, "cannot be read"),
     ],
@@ -172,7 +172,7 @@ def test_what_the_store_says_becomes_an_error(blob: Any, kind: type, says: str) 
         (["lost", "3", 2, wire.pack(list(range(7)))], [0, 1, 2, 3, 4], False),
         (["data", "its mark"], [], True),
         (["protocol", "3 of 4 tasks passed"], [], True),
-        (["timeout", 1500, 3, 9], [], False),
+        (["overtime", 1500, 3, 9], [], False),
     ],
 )
 def test_what_a_failure_is_about(blob: Any, numbers: list[int], is_loss: bool) -> None:
