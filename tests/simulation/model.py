@@ -476,7 +476,16 @@ class ModelStore:
         if job is None or job.owner is None:
             return True
         job.owner = None
-        for books in (self.live, self.records, self.counts, self.refs, self.values):
+        for books in (
+            self.live,
+            self.records,
+            self.counts,
+            self.refs,
+            self.values,
+            self.arrived,
+            self.taken,
+            self.dead,
+        ):
             books.clear()
         if not done:
             self.results.clear()
