@@ -38,6 +38,7 @@ METADATA = (
     "arrived",
     "taken",
     "dead",
+    "owned",
     "claimed",
 )
 OWNED = 2
