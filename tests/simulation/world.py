@@ -116,11 +116,17 @@ class Policy:
 
 @dataclass
 class World:
-    """Runs one seed. `store` and `executor_class` are where mistakes can be built in."""
+    """Runs one seed.
+
+    `store_class` and `executor_class` are where mistakes can be built in; `without` and `calm` are
+    for shrinking: kinds of faults and of sharing that do not occur, and when faults end.
+    """
 
     seed: int
     store_class: type[ModelStore] = ModelStore
     executor_class: type[Executor] | None = None
+    without: frozenset[str] = frozenset()
+    calm: float = CALM
     time: float = 0.0
     trace: list[str] = field(default_factory=list)
     tracing: bool = False
@@ -132,6 +138,9 @@ class World:
         self.workload: Workload = random_workload(self.rng)
         self.faults = Faults.random(self.rng)
         self.policy = Policy.random(self.rng)
+        for kinds in (self.faults, self.policy):
+            for name in self.without.intersection(vars(kinds)):
+                setattr(kinds, name, 0.0)
         self.slots = self.rng.randint(1, 4)
         self.groups = self.workload.plan.groups(self.rng.randint(1, self.slots))
         self.store = self.store_class(lambda: self.time, self.announce)
@@ -175,7 +184,7 @@ class World:
     def happens(self, name: str) -> bool:
         """Whether a fault strikes now."""
         chance = getattr(self.faults, name)
-        if not chance or self.time > CALM or self.rng.random() >= chance:
+        if not chance or self.time > self.calm or self.rng.random() >= chance:
             return False
         self.injected[name] = self.injected.get(name, 0) + 1
         self.note(f"-- {name}")
