@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from tests.simulation.graphs import Workload, random_workload
 from tests.simulation.model import ModelStore
+from tests.simulation.policy import Policy
 from wukong_async import engine as engine_module
 from wukong_async import failure, wire
 from wukong_async.engine import (
@@ -94,24 +95,6 @@ class Faults:
         faults.client_dies = rng.choice((0.0, 0.0, 0.0, 0.05))
         faults.fail_over = rng.choice((0.0, 0.0, 0.01, 0.05))
         return faults
-
-
-@dataclass
-class Policy:
-    """How often executors share what they have, each a probability per opportunity."""
-
-    arrive: float = 0.0
-    probe: float = 0.0
-    offer: float = 0.0
-    hand_over: float = 0.0
-
-    @classmethod
-    def random(cls, rng: random.Random) -> Policy:
-        if rng.random() < 0.2:
-            return cls()
-        choices = (0.0, 0.05, 0.3)
-        arrive, probe, offer = (rng.choice(choices) for _ in range(3))
-        return cls(arrive, probe, offer, hand_over=rng.choice((0.0, 0.0, 0.01, 0.05)))
 
 
 @dataclass
@@ -510,24 +493,10 @@ class Executor:
 
     def share(self) -> None:
         """What a policy may ask of an executor at any time."""
-        rng, policy, engine = self.world.rng, self.world.policy, self.engine
-        if engine.state is not State.WORK:
-            return
-
-        def some(items: Sequence[T], chance: float) -> list[T]:
-            return [item for item in items if rng.random() < chance]
-
-        if rng.random() < policy.hand_over:
+        policy, rng = self.world.policy, self.world.rng
+        if self.engine.state is State.WORK and rng.random() < policy.hand_over:
             self.leave()
-        waiting = list(engine.pending)
-        probe = some(waiting, policy.probe)
-        arrive = [c for c in some(waiting, policy.arrive) if c not in probe]
-        ready = some(engine.offerable(), policy.offer)
-        rng.shuffle(ready)
-        cuts = sorted(rng.randint(0, len(ready)) for _ in range(rng.randint(0, 2)))
-        bounds = [0, *cuts, len(ready)]
-        offers = [ready[a:b] for a, b in itertools.pairwise(bounds)]
-        engine.share(arrive, probe, offers)
+        policy.share(self.engine, rng)
 
     def leave(self) -> None:
         """The function's time is nearly over: do not start anything, or give up what runs."""

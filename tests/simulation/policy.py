@@ -1,0 +1,47 @@
+"""What executors share, at random: any policy would do something like it, less often."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+from wukong_async.engine import Engine, State
+
+T = TypeVar("T")
+
+
+@dataclass
+class Policy:
+    """How often executors share what they have, each a probability per opportunity."""
+
+    arrive: float = 0.0
+    probe: float = 0.0
+    offer: float = 0.0
+    hand_over: float = 0.0
+
+    @classmethod
+    def random(cls, rng: random.Random) -> Policy:
+        if rng.random() < 0.2:
+            return cls()
+        choices = (0.0, 0.05, 0.3)
+        arrive, probe, offer = (rng.choice(choices) for _ in range(3))
+        return cls(arrive, probe, offer, hand_over=rng.choice((0.0, 0.0, 0.01, 0.05)))
+
+    def share(self, engine: Engine, rng: random.Random) -> None:
+        """Have an executor say something to others, if it can and luck will have it."""
+        if engine.state is not State.WORK:
+            return
+
+        def some(items: Sequence[T], chance: float) -> list[T]:
+            return [item for item in items if rng.random() < chance]
+
+        waiting = list(engine.pending)
+        probe = some(waiting, self.probe)
+        arrive = [c for c in some(waiting, self.arrive) if c not in probe]
+        ready = some(engine.offerable(), self.offer)
+        rng.shuffle(ready)
+        cuts = sorted(rng.randint(0, len(ready)) for _ in range(rng.randint(0, 2)))
+        engine.share(arrive, probe, [ready[a:b] for a, b in pairwise([0, *cuts, len(ready)])])
