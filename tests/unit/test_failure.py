@@ -171,6 +171,7 @@ def test_what_the_store_says_becomes_an_error(blob: Any, kind: type, says: str) 
         (["unreadable", "value", -1, "", "", "", "", ""], [-1], False),
         (["input", [1, 2]], [1, 2], True),
         (["lost", "3", 2, wire.pack(list(range(7))), "", b""], [0, 1, 2, 3, 4], False),
+        (["lost", "3", 2, wire.pack([0]), "", LastWords(8, 1.0, 1, 2, 3.0).pack()], [8, 0], False),
         (["data", "its mark"], [], True),
         (["protocol", "3 of 4 tasks passed"], [], True),
         (["overtime", 1500, 3, 9], [], False),
