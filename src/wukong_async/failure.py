@@ -223,9 +223,9 @@ def rebuild(
         case [b"lost", executor, attempts, frontier, request_id, words]:
             last = LastWords.unpack(words)
             return ExecutorLost(
-                f"Executor {_decoded(executor)} vanished {attempts} times (wukong.max_attempts)"
-                f" while it {_doing(last, wire.unpack(frontier), name_of)}. Its last request was"
-                f" {_decoded(request_id)}. Likely cause: {likely_cause(last, log)}"
+                f"Executor {_decoded(executor)} vanished {attempts} times (wukong.max_attempts),"
+                f" at last in request {_decoded(request_id)}, while it"
+                f" {_doing(last, wire.unpack(frontier), name_of)}. {likely_cause(last, log)}"
             )
         case [b"unstarted", executor, _, frontier, *_]:
             why = (
@@ -393,7 +393,7 @@ def _after(tries: int) -> str:
 def _doing(last: LastWords | None, frontier: Sequence[int], name_of: Callable[[int], str]) -> str:
     if last is None or last.task is None:
         return f"worked on {_names(frontier, name_of)} and what follows"
-    since = f", for {last.seconds:.0f} s when it was heard last" if last.seconds >= 1 else ""
+    since = f" (for {last.seconds:.0f} s or more)" if last.seconds >= 1 else ""
     return f"ran task {name_of(last.task)}{since}"
 
 

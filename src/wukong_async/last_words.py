@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from wukong_async import wire
@@ -72,29 +71,30 @@ def likely_cause(words: LastWords | None, log: str) -> str:
     size, used = map(int, report.groups()) if report else (0, 0)
     full = used >= NEARLY_FULL * size > 0 or _is_full(words)
     if timed_out:
-        return (
-            f"the time limit: the function was ended after {float(timed_out[1]):g} s. {TIME_ADVICE}"
-        )
+        return f"The function reached its time limit of {float(timed_out[1]):g} s. {TIME_ADVICE}"
     if _OUT_OF_MEMORY.search(log) or (exited and "killed" in exited[1] and full):
-        return _out_of_memory(words, size, used)
+        if words is not None and words.resident > used:
+            size, used = words.limit, words.resident
+        return f"Its process ran out of memory{_had(used, size)}"
     if exited:
-        return _crashed(exited[1], log)
+        return _ended(exited[1]) + _end_of(log)
     if report:
         return (
-            "the function ended by itself, and could not say so to the store. Can it reach the"
+            "The function ended by itself, but could not say so to the store. Can it reach the"
             f" store all the time?{_end_of(log)}"
         )
     # From here on it is not known to have ended: its last words have to do.
     if words and words.left < NO_TIME:
         return (
-            f"the time limit: {max(0.0, words.left):.1f} s were left to the function. {TIME_ADVICE}"
+            "Most likely the function reached its time limit:"
+            f" {max(0.0, words.left):.1f} s were left when it was heard last. {TIME_ADVICE}"
         )
-    if _is_full(words):
-        return _out_of_memory(words, 0, 0)
+    if words and _is_full(words):
+        return f"Most likely its process ran out of memory{_had(words.resident, words.limit)}"
     if log:
-        return f"it fell silent, but its process has not ended. {SILENCE}"
+        return f"It fell silent, but its process has not ended. {SILENCE}"
     return (
-        f"it fell silent. {SILENCE} If its process has ended, the function's log tells why; with"
+        f"It fell silent. {SILENCE} If its process has ended, the function's log tells why; with"
         " the permission logs:FilterLogEvents it is said here."
     )
 
@@ -103,35 +103,30 @@ def _is_full(words: LastWords | None) -> bool:
     return words is not None and words.resident > RATHER_FULL * words.limit > 0
 
 
-def _out_of_memory(words: LastWords | None, size: int, used: int) -> str:
-    if words is not None and words.resident > used:
-        size, used = words.limit, words.resident
-    return (
-        f"out of memory: its process had {used} MB, and the function may have {size} MB."
-        f" {MEMORY_ADVICE}"
-    )
+def _had(used: int, size: int) -> str:
+    return f": it had {used} MB, and the function may have {size} MB. {MEMORY_ADVICE}"
 
 
-def _crashed(status: str, log: str) -> str:
+def _ended(status: str) -> str:
     if "killed" in status:
-        what = (
-            "A task or something that it calls has killed it, or its memory has grown too fast to"
-            " be seen."
+        return (
+            "Its process was killed (signal 9). The task or something that it calls did so, or"
+            " memory ran out too fast to be seen."
         )
-    elif "signal" in status:
-        what = "Most likely native code that the task calls has a bug."
-    else:
-        what = "Something that a task calls ends the process, as os._exit() does."
-    return f"a crash: its process ended with {status}. {what}{_end_of(log)}"
+    if "signal" in status:
+        return (
+            f"Its process crashed: {status.removeprefix('signal: ')}. Most likely native code that"
+            " the task calls has a bug."
+        )
+    return (
+        f"Its process ended with {status}. The task or something that it calls ends it, as"
+        " os._exit() does."
+    )
 
 
 def _end_of(log: str) -> str:
     lines = [x for x in log.splitlines() if x.strip() and not x.startswith(_PLATFORM)]
-    return _indented("The end of its log:", lines[-SHOWN:]) if lines else ""
-
-
-def _indented(title: str, lines: Sequence[str]) -> str:
-    return "".join([f" {title}", *(f"\n    {line:.500}" for line in lines)])
+    return "".join([" The end of its log:", *(f"\n    {line:.500}" for line in lines[-SHOWN:])])
 
 
 def _last(pattern: re.Pattern[str], log: str) -> re.Match[str] | None:

@@ -19,6 +19,7 @@ from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation
+from wukong_async.last_words import LastWords
 from wukong_async.protocol import JobState, Reply, Status
 from wukong_async.scheduler.upload import Upload
 from wukong_async.store import Connections, JobStore
@@ -71,6 +72,11 @@ class Job:
     async def invoke(self, invocations: Sequence[Invocation]) -> None:
         self.invoked += [each.executor for each in invocations]
 
+    async def record(self, field: str) -> bytes:
+        """A field of the executors' records; empty if there is none."""
+        key = f"wukong:{{{self.store.job_id}}}:rec"
+        return bytes(await self.store._connections.command(0, "HGET", key, field) or b"")
+
     async def take_over(self) -> None:
         """Have another incarnation begin, as if the first had been silent."""
         live = f"wukong:{{{self.store.job_id}}}:live"
@@ -87,6 +93,27 @@ async def job(connections: Connections, worker: Worker) -> AsyncIterator[Job]:
     yield made
     await made.store.cancel(JobState.CANCELLED, b"")
     await made.store.finish()
+
+
+async def test_a_renewal_says_what_runs(job: Job, tmp_path: Path) -> None:
+    touched, awaited = tmp_path / "touched", tmp_path / "awaited"
+    upload = await job.create(
+        {"first": (len, "x"), "slow": (touch_and_wait, str(touched), str(awaited), "first")}, "slow"
+    )
+    words = None
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        running = group.create_task(job.incarnation().run())
+        try:
+            while words is None or words.task is None:
+                await asyncio.sleep(0.01)
+                words = LastWords.unpack(await job.record("0/n"))
+        finally:
+            awaited.touch()
+    assert running.result() is Status.OK
+    assert words.task == upload.plan.numbers["slow"]
+    assert 10 < words.resident < 10_000
+    assert 500 < words.left < 600
+    assert await job.record("0/n") == b"", "it goes with the record"
 
 
 @pytest.mark.parametrize("answer", [Status.STOP, Status.FENCED])

@@ -41,20 +41,20 @@ class CommitsAreNotNumbered(ModelStore):
 class BeginForgetsItsNonce(ModelStore):
     """A begin whose answer was lost finds its own record held by somebody else."""
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         record = self.records.get(executor)
         if record is not None and record.nonce == nonce:
             return Begun(Status.HELD)
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 class TakeoverBeforeExpiry(ModelStore):
     """Any begin takes the record, also from a living executor."""
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         if executor in self.live and self.records[executor].nonce != nonce:
             self.live[executor] = self.now()
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 class GenerationIsNotChecked(ModelStore):
@@ -73,8 +73,8 @@ class GenerationIsNotChecked(ModelStore):
 class RenewalIsNotFenced(ModelStore):
     """A late renewal leaves a ghost in `live`."""
 
-    def renew(self, executor: str, generation: int, nonce: str) -> Status:
-        status = super().renew(executor, generation, nonce)
+    def renew(self, executor: str, generation: int, nonce: str, last_words: bytes = b"") -> Status:
+        status = super().renew(executor, generation, nonce, last_words)
         if status is Status.FENCED and self.job is not None:
             self.live[executor] = self.now() + self.job.new.lease
         return status
@@ -129,11 +129,11 @@ class RecordsAreCreatedOneByOne(ModelStore):
                 del self.live[executor]
         return status
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         if self.job is not None and executor in self.held_back:
             self.records[executor] = self.held_back.pop(executor)
             self.live[executor] = self.now() + self.job.new.grace
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 class ResultsAreNotHeld(ModelStore):

@@ -519,7 +519,8 @@ class Executor:
         store = self.world.store
         match action:
             case Begin():
-                self.ask("begin", lambda: store.begin(self.executor, self.nonce), self.begun)
+                said = (self.executor, self.nonce, f"request {self.nonce}")
+                self.ask("begin", lambda: store.begin(*said), self.begun)
             case Load(tasks):
                 self.ask("load", lambda: store.is_open, lambda ok: self.loaded(tasks, ok=ok))
             case Fetch(objects):
@@ -573,7 +574,9 @@ class Executor:
                 self.engine.stopped(status)
 
         store, generation = self.world.store, self.engine.generation
-        self.ask("renew", lambda: store.renew(self.executor, generation, self.nonce), renewed)
+        # At most 31 bytes: Lua and Python pack longer ones differently.
+        said = (self.executor, generation, self.nonce, f"at {self.world.time:.3f}".encode())
+        self.ask("renew", lambda: store.renew(*said), renewed)
 
     def loaded(self, tasks: Sequence[int], *, ok: bool) -> None:
         if ok:

@@ -171,6 +171,7 @@ def test_what_the_store_says_becomes_an_error(blob: Any, kind: type, says: str) 
         (["unreadable", "value", -1, "", "", "", "", ""], [-1], False),
         (["input", [1, 2]], [1, 2], True),
         (["lost", "3", 2, wire.pack(list(range(7))), "", b""], [0, 1, 2, 3, 4], False),
+        (["lost", "3", 2, wire.pack([0]), "", LastWords(8, 1.0, 1, 2, 3.0).pack()], [8, 0], False),
         (["data", "its mark"], [], True),
         (["protocol", "3 of 4 tasks passed"], [], True),
         (["overtime", 1500, 3, 9], [], False),
@@ -209,13 +210,15 @@ def test_a_lost_executor_is_said_with_its_task_and_the_likely_cause() -> None:
     blob = wire.pack(["lost", "3", 2, wire.pack([0, 2]), "request-1", words.pack()])
     assert failure.request_lost(blob) == "request-1"
     start = (
-        "Executor 3 vanished 2 times (wukong.max_attempts) while it ran task ('x', 1), for 3 s when"
-        " it was heard last. Its last request was request-1. Likely cause: "
+        "Executor 3 vanished 2 times (wukong.max_attempts), at last in request request-1, while it"
+        " ran task ('x', 1) (for 3 s or more). "
     )
-    assert str(failure.rebuild(blob, name_of)).startswith(start + "out of memory: ")
+    assert str(failure.rebuild(blob, name_of)).startswith(
+        start + "Most likely its process ran out of memory: "
+    )
     log = "2026-01-02T03:04:05.000Z r Task timed out after 5.00 seconds\n"
     error = failure.rebuild(blob, name_of, log=log)
-    assert str(error).startswith(start + "the time limit: ")
+    assert str(error).startswith(start + "The function reached its time limit of 5 s. ")
 
 
 def test_between_two_tasks_a_lost_executor_is_said_with_its_frontier() -> None:

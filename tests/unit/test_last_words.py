@@ -24,8 +24,8 @@ def log(line: str, used: int = 100) -> str:
     return f"{START}it was said\n{line}\n{report(used)}"
 
 
-SILENT = "it fell silent, but its process has not ended."
-TIME = "the time limit: the function was ended after 3 s. An executor hands"
+SILENT = "It fell silent, but its process has not ended."
+TIME = "The function reached its time limit of 3 s. An executor hands"
 TIMED_OUT = "2026-01-02T03:04:05.000Z r Task timed out after 3.00 seconds\n"
 
 
@@ -36,35 +36,47 @@ TIMED_OUT = "2026-01-02T03:04:05.000Z r Task timed out after 3.00 seconds\n"
         (FINE, log(TIMED_OUT), TIME),
         (None, log(TIMED_OUT), TIME),
         (FULL, log(TIMED_OUT, 256), TIME),
-        (FINE, log(EXITED + "signal: killed", 255), "out of memory: its process had 255 MB,"),
-        (None, log(EXITED + "signal: killed", 256), "out of memory: its process had 256 MB,"),
-        (FULL, log(EXITED + "signal: killed"), "out of memory: its process had 220 MB, and"),
+        (
+            FINE,
+            log(EXITED + "signal: killed", 255),
+            "Its process ran out of memory: it had 255 MB,",
+        ),
+        (
+            None,
+            log(EXITED + "signal: killed", 256),
+            "Its process ran out of memory: it had 256 MB,",
+        ),
+        (FULL, log(EXITED + "signal: killed"), "Its process ran out of memory: it had 220 MB, and"),
         (
             None,
             report().replace("\n", "\tStatus: error\tError Type: Runtime.OutOfMemory\n"),
-            "out of memory: its process had 100 MB, and",
+            "Its process ran out of memory: it had 100 MB, and",
         ),
         (
             FINE,
             log(EXITED + "signal: killed"),
-            "a crash: its process ended with signal: killed. A task or",
+            "Its process was killed (signal 9). The task or",
         ),
-        (None, log(EXITED + "exit status 3", 256), "a crash: its process ended with exit status 3"),
+        (
+            None,
+            log(EXITED + "exit status 3", 256),
+            "Its process ended with exit status 3. The task",
+        ),
         (
             FULL,
             log(EXITED + "signal: segmentation fault (core dumped)"),
-            "a crash: its process ended with signal: segmentation fault (core dumped). Most likely",
+            "Its process crashed: segmentation fault (core dumped). Most likely native",
         ),
-        (FULL, log("gives up: no answer"), "the function ended by itself, and could not say so"),
+        (FULL, log("gives up: no answer"), "The function ended by itself, but could not say so"),
         # It does not: what was said last decides.
-        (LATE, "", "the time limit: 0.7 s were left"),
-        (LATE._replace(left=-2.0), "", "the time limit: 0.0 s were left"),
-        (LATE, START, "the time limit: 0.7 s were left"),
-        (FULL, "", "out of memory: its process had 220 MB, and the function may have 256"),
+        (LATE, "", "Most likely the function reached its time limit: 0.7 s were left"),
+        (LATE._replace(left=-2.0), "", "reached its time limit: 0.0 s were left"),
+        (LATE, START, "Most likely the function reached its time limit: 0.7 s were left"),
+        (FULL, "", "Most likely its process ran out of memory: it had 220 MB, and the function"),
         (FULL._replace(limit=0), START, SILENT),
         (FINE, START, SILENT),
         (None, START, SILENT),
-        (FINE, "", "it fell silent. A task that holds Python's GIL for longer than wukong.lease"),
+        (FINE, "", "It fell silent. A task that holds Python's GIL for longer than wukong.lease"),
         (None, "", "the permission logs:FilterLogEvents"),
         # What tasks write is no evidence.
         (FINE, START + "Task timed out after 3.00 seconds\n", SILENT),
