@@ -406,6 +406,12 @@ class Client:
             frame = frames.get(task)
             if frame is None or thaw(frame) != expected[task]:
                 raise Violation(f"wrong result for task {task}")
+        if outcome.passed == outcome.tasks:
+            # Nobody will read anything any more, but for large results.
+            held = workload.large.intersection(workload.plan.requested)
+            left = {n: count for n, (count, _, _) in self.world.store.refs.items()}
+            if any(n not in held or count != 1 for n, count in left.items()):
+                raise Violation(f"kept for readers who never come: {left}")
 
 
 @dataclass
@@ -457,13 +463,15 @@ class Proxy(Client):
 class Executor:
     """The shell around the real engine: what `executor.incarnation` is in the real world."""
 
+    engine_class: type[Engine] = Engine
+
     def __init__(self, world: World, name: str, nonce: str) -> None:
         self.world = world
         self.executor = name
         self.name = f"executor {name}/{nonce[6:]}"
         self.nonce = nonce
         self.alive = True
-        self.engine = Engine()
+        self.engine = self.engine_class()
         self.values: dict[int, int] = {}
         self.payloads: dict[int, Payload] = {}
         self.error = b""
@@ -637,6 +645,8 @@ class Executor:
         objects: dict[str, bytes] = {}
         for task in tasks:
             limit = 0 if task in self.world.workload.large else 1000
+            if task not in self.values:
+                raise Violation(f"task {task} is published, but was not run")
             segments = freeze(self.values[task], self.salt)
             self.payloads[task], parts = payload(
                 task,
