@@ -205,6 +205,8 @@ class Engine:
         self.generation = 0
         self.free = 0
         """Concurrency slots that were not in use when the store was asked last."""
+        self.told = ""
+        """`Reply.told` of the last commit; goes with the next one."""
         self._sequence = 0
         self._check = False
         self._taken = b""
@@ -240,7 +242,7 @@ class Engine:
             self._exit(answer.status)
             return
         self.generation = answer.generation
-        self._sequence = answer.sequence
+        self._sequence, self.told = answer.sequence, answer.told
         self._check, self._taken = answer.check, answer.taken
         self._start_round(answer.frontier, answer.marks)
         self.state = State.WORK
@@ -276,7 +278,8 @@ class Engine:
         """The first `count` steps of the Run are done, by default all; the others did not start."""
         self._running = False
         self._undone = {} if count is None else dict(list(self._undone.items())[count:])
-        self._drop_unread()
+        if not self._undone:
+            self._drop_unread()  # Else a drop of what was made here may still be to come.
 
     def failed(self) -> None:
         """A task failed, its output does not pickle, or an input is lost: the job fails."""
@@ -301,7 +304,7 @@ class Engine:
         if reply.status is not Status.OK:
             self._exit(reply.status)
             return
-        self.free = reply.free
+        self.free, self.told = reply.free, reply.told
         self._invoke(commit, reply.accepted, again=commit.release and not reply.gone)
         if reply.deletes:
             self._actions.append(Delete(reply.deletes))

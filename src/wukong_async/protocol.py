@@ -7,6 +7,7 @@ In-degrees, out-degrees and reads all count edges. docs/design.md has the rules.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
@@ -74,6 +75,8 @@ class Begun:
     status: Status
     generation: int = 0
     sequence: int = 0
+    told: str = ""
+    """`Reply.told` of the record's last commit."""
     lease: float = 0.0
     """Seconds that an executor may be silent."""
     frontier: tuple[int, ...] = ()
@@ -138,6 +141,20 @@ class Reply:
     """Edges of probes that somebody has brought before."""
     free: int = 0
     """Concurrency slots that are not in use."""
+
+    @property
+    def told(self) -> str:
+        """A digest of what an executor has to know of it.
+
+        It goes with the next commit: a server that failed over may have forgotten this answer, and
+        given another one to a late copy of the same commit.
+        """
+        if not (self.claims or self.accepted or self.already):
+            return ""
+        claims, already = (",".join(map(str, numbers)) for numbers in (self.claims, self.already))
+        offers = "".join("01"[yes] for yes in self.accepted)
+        text = f"{claims}|{offers}|{already}"
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def child_name(executor: str, sequence: int, index: int) -> str:

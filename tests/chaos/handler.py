@@ -32,4 +32,4 @@ class SharingEngine(Engine):
         return super().next_actions()
 
 
-incarnation.Engine = SharingEngine  # type: ignore[misc]
+vars(incarnation)["Engine"] = SharingEngine

@@ -31,6 +31,7 @@ class Job:
 
     def __init__(self, connections: Connections) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
+        self.told: dict[tuple[str, int], str] = {}
 
     async def create(self, **changes: Any) -> None:
         await self.store.open(600)
@@ -38,8 +39,15 @@ class Job:
 
     async def commit(self, executor: str, generation: int, sequence: int, commit: Commit) -> Reply:
         tasks = [task for task, _ in commit.publish] + list(commit.results)
-        body = commit_body(commit, dict.fromkeys(tasks, VALUE), b"\x91\xa4boom" * commit.failed)
-        return await self.store.commit(executor, generation, "n", sequence, body)
+        error = b"\x91\xa4boom" * commit.failed
+        told = self.told.get((executor, sequence - 1), "")
+        body = commit_body(commit, dict.fromkeys(tasks, VALUE), error, told)
+        return await self.send(executor, generation, sequence, body)
+
+    async def send(self, executor: str, generation: int, sequence: int, body: bytes) -> Reply:
+        reply = await self.store.commit(executor, generation, "n", sequence, body)
+        self.told[executor, sequence] = reply.told
+        return reply
 
     async def leaf(self, executor: str, sequence: int = 1, generation: int = 1) -> Reply:
         task = int(executor)
@@ -273,7 +281,7 @@ async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     body = commit_body(
         Commit(stay=(), passed=1, publish=((0, 3),), arrivals=((5, 1, 1),)), {0: big}
     )
-    assert (await job.store.commit("0", 1, "n", 1, body)).claims == (5,)
+    assert (await job.send("0", 1, 1, body)).claims == (5,)
     assert await job.store.read([0]) == {0: wire.join(FRAME)}
     reply = await job.commit("0", 1, 2, Commit(stay=(), reads=((0, 2),), arrivals=((6, 1, 1),)))
     assert reply.deletes == ()
@@ -292,7 +300,7 @@ async def test_a_large_result_is_held(job: Job) -> None:
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=1000)
     await job.store.put(parts, 600)
     commit = Commit(stay=(), passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
-    await job.store.commit("0", 1, "n", 1, commit_body(commit, {0: big}))
+    await job.send("0", 1, 1, commit_body(commit, {0: big}))
     reply = await job.commit("0", 1, 2, Commit(stay=(), passed=1, reads=((0, 1),), results=(1,)))
     assert reply.deletes == (), "its reader has passed, but the caller has not seen it"
     outcome = await job.store.outcome()
@@ -393,7 +401,7 @@ async def test_what_is_retired_keeps_its_results_for_a_while(
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
     await job.store.put([*parts, ("b0", FRAME)], 600)
     commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
-    await job.store.commit("0", 1, "n", 1, commit_body(commit, {0: big}))
+    await job.send("0", 1, 1, commit_body(commit, {0: big}))
     assert not await job.store.retire(), "it runs"
     await job.commit("0", 1, 2, Commit(passed=1, reads=((0, 1),), results=(1,)))
     for _ in range(2):
@@ -468,7 +476,7 @@ async def test_wide_commits(job: Job, width: int) -> None:
     publish = tuple((i, 1) for i in range(width))
     commit = Commit(stay=(), passed=width, publish=publish, arrivals=((width, width + 1, width),))
     body = commit_body(commit, dict.fromkeys(range(width), VALUE))
-    assert (await job.store.commit("0", 1, "n", 1, body)).gone
+    assert (await job.send("0", 1, 1, body)).gone
     assert set((await job.store.read(range(width))).values()) == {VALUE.inline}
 
 
@@ -479,7 +487,7 @@ async def test_a_wide_fan_in_reads_and_frees_everything(job: Job) -> None:
     publish = tuple((i, 1) for i in range(width))
     commit = Commit(stay=(), passed=width, publish=publish, arrivals=((width, width, width),))
     body = commit_body(commit, dict.fromkeys(range(width), VALUE))
-    assert (await job.store.commit("0", 1, "n", 1, body)).claims == (width,)
+    assert (await job.send("0", 1, 1, body)).claims == (width,)
     reads = tuple((i, 1) for i in range(width))
     await job.commit("0", 1, 2, Commit(stay=(), passed=1, reads=reads, results=(width,)))
     assert await job.state() is JobState.DONE

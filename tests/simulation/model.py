@@ -56,6 +56,7 @@ class Record:
     unstarted: int = 0
     tries: int = 0
     soft: bool = False
+    told: str = ""
     request: str = ""
     last_words: bytes = b""
     reply: Reply | None = None
@@ -173,6 +174,7 @@ class ModelStore:
             Status.OK,
             record.generation,
             record.sequence,
+            record.told,
             job.new.lease,
             record.frontier,
             record.marks,
@@ -206,7 +208,11 @@ class ModelStore:
         if sequence > record.sequence + 1:
             return Reply(Status.REJECTED)
         parts = wire.unpack(body)
-        passed, stay, publish, results, arrivals, reads, error, probes, offers, release = parts
+        passed, stay, publish, results, arrivals, reads, error, probes, offers, release, told = (
+            parts
+        )
+        if told.decode() != record.told:
+            return Reply(Status.REJECTED)
         job.commits += 1
         if error:
             self._finish_job(JobState.FAILED, error)
@@ -358,7 +364,7 @@ class ModelStore:
         passed: int,
     ) -> None:
         record.sequence = sequence
-        record.reply = reply
+        record.reply, record.told = reply, reply.told
         record.soft = record.check if hard else True
         if hard and passed:
             record.tries = 1

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.simulation.model import Arrival, ModelStore, Record
-from tests.simulation.world import Client, Executor, Faults, Policy, World
+from tests.simulation.policy import Policy
+from tests.simulation.world import Client, Executor, Faults, World
 from wukong_async import engine as engine_module
 from wukong_async import wire
 from wukong_async.engine import Engine
@@ -109,27 +110,27 @@ class TheFenceIsTheNonce(ModelStore):
 class BeginForgetsItsNonce(ModelStore):
     """A begin whose answer was lost finds its own record held by somebody else."""
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         record = self.records.get(executor)
         if record is not None and record.nonce == nonce:
             return Begun(Status.HELD)
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 class NobodyHoldsARecord(ModelStore):
     """Any begin takes the record, also from a living executor."""
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         if executor in self.records:
             self.records[executor].held = False
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 class AttemptsCountWhenRevived(ModelStore):
     """Lost invocations fail a healthy job."""
 
-    def watch(self, most: int = 1000) -> Watch:
-        watch = super().watch(most)
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
+        watch = super().watch(owner, most)
         for executor in watch.revived:
             self.records[executor].tries += 1
         return watch
@@ -161,17 +162,17 @@ class ReleasesAreAttempts(ModelStore):
 class NobodyIsGivenUp(ModelStore):
     """A function that cannot start is invoked for ever."""
 
-    def watch(self, most: int = 1000) -> Watch:
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
         for record in self.records.values():
             record.unstarted = 0
-        return super().watch(most)
+        return super().watch(owner, most)
 
 
 class RenewalIsNotFenced(ModelStore):
     """A late renewal leaves a ghost in `live`."""
 
-    def renew(self, executor: str, generation: int, nonce: str) -> Status:
-        status = super().renew(executor, generation, nonce)
+    def renew(self, executor: str, generation: int, nonce: str, last_words: bytes = b"") -> Status:
+        status = super().renew(executor, generation, nonce, last_words)
         if status is Status.FENCED and self.job is not None:
             self.live[executor] = self.now() + self.job.new.lease
         return status
@@ -180,10 +181,10 @@ class RenewalIsNotFenced(ModelStore):
 class ClocksRunSlow(ModelStore):
     """The watcher's clock is not the server's: nobody's lease is ever over."""
 
-    def watch(self, most: int = 1000) -> Watch:
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
         clock, self.now = self.now, lambda: -1e9
         try:
-            return super().watch(most)
+            return super().watch(owner, most)
         finally:
             self.now = clock
 
@@ -191,10 +192,10 @@ class ClocksRunSlow(ModelStore):
 class ClocksRunFast(ModelStore):
     """The same the other way round: the living are revived."""
 
-    def watch(self, most: int = 1000) -> Watch:
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
         clock, self.now = self.now, lambda: clock() + 1e6
         try:
-            return super().watch(most)
+            return super().watch(owner, most)
         finally:
             self.now = clock
 
@@ -202,9 +203,9 @@ class ClocksRunFast(ModelStore):
 class RevivedRecordsStayHeld(ModelStore):
     """The grace in which a successor should begin counts as the dead one's lease."""
 
-    def watch(self, most: int = 1000) -> Watch:
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
         held = {x for x, record in self.records.items() if record.held}
-        watch = super().watch(most)
+        watch = super().watch(owner, most)
         for executor in held.intersection(watch.revived):
             self.records[executor].held = True
         return watch
@@ -224,11 +225,11 @@ class RecordsAreCreatedOneByOne(ModelStore):
                 del self.live[executor]
         return status
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         if self.job is not None and executor in self.held_back:
             self.records[executor] = self.held_back.pop(executor)
             self.live[executor] = self.now() + self.job.new.grace
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 # The store: data ------------------------------------------------------------------------------
@@ -331,8 +332,8 @@ class PublishingTwiceCountsTwice(ModelStore):
 class NothingIsTaken(ModelStore):
     """A successor does not know what its predecessor gave away, and runs it too."""
 
-    def begin(self, executor: str, nonce: str) -> Begun:
-        return replace(super().begin(executor, nonce), taken=b"")
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
+        return replace(super().begin(executor, nonce, request_id), taken=b"")
 
 
 class ClaimsAreNotTaken(ModelStore):
@@ -355,10 +356,10 @@ class ChildrenDoNotCheck(ModelStore):
 class SoftCommitsAreForgotten(ModelStore):
     """A successor that does not know of them does all that they did a second time."""
 
-    def begin(self, executor: str, nonce: str) -> Begun:
+    def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         if executor in self.records:
             self.records[executor].soft = False
-        return super().begin(executor, nonce)
+        return super().begin(executor, nonce, request_id)
 
 
 class ArrivalsAreCounts(ModelStore):

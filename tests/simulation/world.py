@@ -676,7 +676,7 @@ class Executor:
         self.ask("put", lambda: self.world.store.put({name: value}), put)
 
     def send(self, sequence: int, commit: Commit) -> None:
-        body = commit_body(commit, self.payloads, self.error)
+        body = commit_body(commit, self.payloads, self.error, self.engine.told)
         generation = self.engine.generation
         # Which tasks these are is known here only; the store counts.
         engine = self.engine

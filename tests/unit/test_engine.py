@@ -52,7 +52,7 @@ class Script:
     def answer(self, engine: Engine, action: Action, frontier: Sequence[int]) -> None:
         match action:
             case Begin():
-                engine.begun(Begun(Status.OK, 1, 0, 10.0, tuple(frontier)))
+                engine.begun(Begun(Status.OK, 1, 0, "", 10.0, tuple(frontier)))
             case Load():
                 engine.loaded(self.plan.specs)
             case Fetch(objects):
@@ -232,7 +232,7 @@ def test_large_objects_make_the_window_small() -> None:
     graph |= {i: [("x", i), ("x", (i + 1) % width)] for i in range(width)}
     plan = make_plan(graph, range(width))
     engine.next_actions()
-    engine.begun(Begun(Status.OK, 1, 0, 10.0, tuple(plan.numbers[i] for i in range(width))))
+    engine.begun(Begun(Status.OK, 1, 0, "", 10.0, tuple(plan.numbers[i] for i in range(width))))
     sizes: list[int] = []
     for _ in range(20):
         for action in engine.next_actions():
@@ -287,7 +287,7 @@ def test_stopped_once_stopped_for_good() -> None:
     plan = chain(2)
     engine = Engine()
     engine.next_actions()
-    engine.begun(Begun(Status.OK, 1, 0, 10.0, (0,)))
+    engine.begun(Begun(Status.OK, 1, 0, "", 10.0, (0,)))
     engine.next_actions()
     engine.stopped(Status.FENCED)
     engine.stopped(Status.STOP)
@@ -302,7 +302,7 @@ def test_blocks_are_loaded_while_tasks_run() -> None:
     plan = chain(4)
     engine = Engine()
     engine.next_actions()
-    engine.begun(Begun(Status.OK, 1, 0, 10.0, (0,)))
+    engine.begun(Begun(Status.OK, 1, 0, "", 10.0, (0,)))
     assert engine.next_actions() == [Load((0,))]
     engine.loaded(plan.specs[:2])
     run, load = engine.next_actions()
@@ -327,7 +327,7 @@ def test_a_literal_is_read_before_the_task_that_needs_it_and_once() -> None:
 def _until_send(plan: Plan) -> Engine:
     engine = Engine()
     answers: Mapping[type[Action], object] = {
-        Begin: lambda: engine.begun(Begun(Status.OK, 1, 0, 10.0, tuple(plan.leaves))),
+        Begin: lambda: engine.begun(Begun(Status.OK, 1, 0, "", 10.0, tuple(plan.leaves))),
         Load: lambda: engine.loaded(plan.specs),
         Run: engine.ran,
         Publish: engine.published,

@@ -228,7 +228,7 @@ class Incarnation:
         self._wake.set()
 
     async def _send(self, sequence: int, commit: Commit) -> None:
-        body = commit_body(commit, self._payloads, self._error)
+        body = commit_body(commit, self._payloads, self._error, self._engine.told)
         # A result that was published in a commit that passed nothing is announced in a later one.
         kept = self._payloads if commit.stay is None else {}
         self._payloads = {t: kept[t] for t in kept if t in commit.held}

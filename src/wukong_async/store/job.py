@@ -145,11 +145,12 @@ class JobStore:
         status = Status(answer[0].decode())
         if status is not Status.OK:
             return Begun(status)
-        _, generation, sequence, lease, facts, frontier, marks, taken = answer
+        _, generation, sequence, told, lease, facts, frontier, marks, taken = answer
         return Begun(
             status,
             generation,
             sequence,
+            told.decode(),
             lease / 1000,
             tuple(wire.unpack(frontier)),
             tuple((task, tuple(inputs)) for task, inputs in wire.unpack(marks)),

@@ -83,7 +83,9 @@ def payload(
     return Payload(place.pointer, place.token), list(zip(place.names, pieces, strict=True))
 
 
-def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = b"") -> bytes:
+def commit_body(
+    commit: Commit, payloads: Mapping[int, Payload], error: bytes = b"", told: str = ""
+) -> bytes:
     """A commit as it travels. It is formed once: sending it again means these bytes.
 
     Parameters
@@ -92,6 +94,8 @@ def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = 
         The serialised outputs that the commit publishes or announces.
     error
         What went wrong, for a failed one.
+    told
+        `Reply.told` of the commit before.
     """
     requested = commit.held.union(commit.results)
 
@@ -113,6 +117,7 @@ def commit_body(commit: Commit, payloads: Mapping[int, Payload], error: bytes = 
             commit.probes,
             commit.offers,
             commit.release,
+            told,
         ]
     )
 

@@ -2,7 +2,7 @@
 -- deliveries of one event only one gets the work.
 --
 -- ARGV  1 executor  2 nonce, fresh for each incarnation  3 request
--- reply {OK, gen, seq, lease, facts, frontier, marks, taken | nil} | {GONE} | {HELD}
+-- reply {OK, gen, seq, told, lease, facts, frontier, marks, taken | nil} | {GONE} | {HELD}
 --       taken only where it has to be checked
 local x, nonce = ARGV[1], ARGV[2]
 local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts')
@@ -22,5 +22,5 @@ if r.nonce ~= nonce then
   call('ZADD', LIVE, 'XX', lease_end(r, job[2]), x)
   call('HINCRBY', JOB, 'begins', 1)
 end
-return { 'OK', r.gen, r.seq, tonumber(job[2]), job[4], call('HGET', REC, x .. '/f'),
+return { 'OK', r.gen, r.seq, r.told, tonumber(job[2]), job[4], call('HGET', REC, x .. '/f'),
   call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and (call('GET', TAKEN) or '') }

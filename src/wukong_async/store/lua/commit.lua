@@ -4,9 +4,10 @@
 --       5 msgpack: {passed, stay, publish {{object, reads, place, value}, ...},
 --                   results {{task, value}, ...}, arrivals {{consumer, in-degree, brought}, ...},
 --                   reads {{object, reads}, ...}, error, probes {{consumer, in-degree,
---                   {{edge, producer}, ...}}, ...}, offers {{task, ...}, ...}, release}
+--                   {{edge, producer}, ...}}, ...}, offers {{task, ...}, ...}, release, told}
 --         stay: {{task, {input that is in no store, ...}}, ...}; false in a soft commit
 --         brought: a number of inputs, or the edges {edge, ...}
+--         told: a digest of what the last commit was answered
 --         error is '' unless a task failed
 -- reply msgpack: {status, claims, deletes {{object, place}, ...}, gone, accepted {bool, ...},
 --                 already {edge, ...}, free}
@@ -15,6 +16,15 @@ local NOTHING = {}
 
 local function only(status)
   return cmsgpack.pack({ status, NOTHING, NOTHING, false, NOTHING, NOTHING, 0 })
+end
+
+-- What an executor has to know of an answer; protocol.py has the same.
+local function digest(claims, accepted, already)
+  if #claims + #accepted + #already == 0 then return '' end
+  local offers = {}
+  for i, yes in ipairs(accepted) do offers[i] = yes and '1' or '0' end
+  return redis.sha1hex(table.concat(claims, ',') .. '|' .. table.concat(offers) .. '|'
+    .. table.concat(already, ','))
 end
 
 local r = fenced_record(x, gen, nonce)
@@ -28,8 +38,10 @@ if seq == r.seq then return call('HGET', REC, x .. '/r') end
 if seq < r.seq then return only('STALE') end
 if seq > r.seq + 1 then return only('REJECTED') end
 
-local passed, stay, publish, results, arrivals, reads, err, probes, offers, release =
-  unpack(cmsgpack.unpack(ARGV[5]), 1, 10)
+local passed, stay, publish, results, arrivals, reads, err, probes, offers, release, told =
+  unpack(cmsgpack.unpack(ARGV[5]), 1, 11)
+-- A server that failed over has forgotten that commit, and took a late copy of it differently.
+if told ~= r.told then return only('REJECTED') end
 local hard = stay ~= false
 local frontier, marks = {}, {}
 if hard then
@@ -169,7 +181,7 @@ if gone then drop_record(x) end
 local free = slots - call('ZCARD', LIVE)
 local answer = cmsgpack.pack({ 'OK', claims, deletes, gone, accepted, already, free })
 if not gone then
-  r.seq = seq
+  r.seq, r.told = seq, digest(claims, accepted, already)
   if not hard then
     r.soft = true
   else

@@ -3,7 +3,7 @@
 -- KEYS  1 job   hash   state, error, counts and limits of the job
 --       2 live  zset   executor -> time its lease is over; its size is the slots in use
 --       3 rec   hash   executor -> {gen, nonce, held, seq, unstarted, tries, soft, check,
---                      request}; executor/f -> frontier;
+--                      request, told}; executor/f -> frontier;
 --                      executor/m -> marks, {{task, {input, ...}}, ...}, if any;
 --                      executor/r -> reply to the last commit;
 --                      executor/n -> what an incarnation said last of itself, if anything
@@ -40,6 +40,7 @@ end
 --  seq       of the last commit
 --  unstarted how often nobody came who was invoked
 --  tries     how often the work of this frontier was begun
+--  told      a digest of what the last commit was answered, as far as it matters
 --  soft      there are effects of tasks that have not passed
 --  check     others may meet such effects of a dead incarnation
 --  request   of the last incarnation, for its log
@@ -48,7 +49,7 @@ local function load_record(x)
   if not packed then return nil end
   local r = cmsgpack.unpack(packed)
   return { gen = r[1], nonce = r[2], held = r[3], seq = r[4], unstarted = r[5], tries = r[6],
-    soft = r[7], check = r[8], request = r[9] }
+    soft = r[7], check = r[8], request = r[9], told = r[10] }
 end
 
 -- The record, if nobody has come after this incarnation. The generation alone would not do: a server
@@ -60,12 +61,12 @@ end
 
 local function pack_record(r)
   return cmsgpack.pack({ r.gen, r.nonce, r.held, r.seq, r.unstarted, r.tries, r.soft, r.check,
-    r.request })
+    r.request, r.told })
 end
 
 local function new_record(x, frontier, check, over)
   call('HSET', REC, x, pack_record({ gen = 0, nonce = '', held = false, seq = 0, unstarted = 0,
-    tries = 0, soft = false, check = check, request = '' }), x .. '/f', frontier)
+    tries = 0, soft = false, check = check, request = '', told = '' }), x .. '/f', frontier)
   call('ZADD', LIVE, over, x)
 end
 
