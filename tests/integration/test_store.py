@@ -149,7 +149,7 @@ async def test_the_attempts_are_bounded_and_counted_in_begin(job: Job) -> None:
     assert (await job.store.begin("0", "c")).status is Status.GONE
     outcome = await job.store.outcome()
     assert outcome.state is JobState.FAILED
-    assert wire.unpack(outcome.error) == [b"lost", b"0", 2, wire.pack([0])]
+    assert wire.unpack(outcome.error) == [b"lost", b"0", 2, wire.pack([0]), b"", b""]
 
 
 async def test_a_commit_that_is_repeated_has_its_effect_once(job: Job) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 from typing import TypeVar
 
 from wukong_async.engine import Engine, State
@@ -23,14 +23,14 @@ class Policy:
     hand_over: float = 0.0
 
     @classmethod
-    def random(cls, rng: random.Random) -> Policy:
+    def random(cls, rng: Random) -> Policy:
         if rng.random() < 0.2:
             return cls()
         choices = (0.0, 0.05, 0.3)
         arrive, probe, offer = (rng.choice(choices) for _ in range(3))
         return cls(arrive, probe, offer, hand_over=rng.choice((0.0, 0.0, 0.01, 0.05)))
 
-    def share(self, engine: Engine, rng: random.Random) -> None:
+    def share(self, engine: Engine, rng: Random) -> None:
         """Have an executor say something to others, if it can and luck will have it."""
         if engine.state is not State.WORK:
             return

@@ -275,7 +275,7 @@ def test_a_failure_commits_at_once_and_alone() -> None:
     plan = chain(3)
     engine = Engine()
     engine.next_actions()
-    engine.begun(Begun(Status.OK, 1, 4, 10.0, (0,)))
+    engine.begun(Begun(Status.OK, 1, 4, "", 10.0, (0,)))
     engine.next_actions()
     engine.loaded(plan.specs)
     assert isinstance(engine.next_actions()[0], Run)
