@@ -22,7 +22,7 @@ _TIMED_OUT = re.compile(r"^\S+ \S+ Task timed out after ([\d.]+) seconds", re.MU
 _EXITED = re.compile(r"^RequestId: \S+ Error: Runtime exited with error: (.+)$", re.MULTILINE)
 _REPORT = re.compile(r"^REPORT .*\bMemory Size: (\d+) MB\s+Max Memory Used: (\d+) MB", re.MULTILINE)
 _PLATFORM = ("START ", "END ", "REPORT ")
-_OUT_OF_MEMORY = "Runtime.OutOfMemory"
+_OUT_OF_MEMORY = re.compile(r"^REPORT .*\bRuntime\.OutOfMemory\b", re.MULTILINE)
 
 MEMORY_ADVICE = "Give the function more memory, or cut the data of its tasks into smaller chunks."
 TIME_ADVICE = (
@@ -75,7 +75,7 @@ def likely_cause(words: LastWords | None, log: str) -> str:
         return (
             f"the time limit: the function was ended after {float(timed_out[1]):g} s. {TIME_ADVICE}"
         )
-    if _OUT_OF_MEMORY in log or (exited and "killed" in exited[1] and full):
+    if _OUT_OF_MEMORY.search(log) or (exited and "killed" in exited[1] and full):
         return _out_of_memory(words, size, used)
     if exited:
         return _crashed(exited[1], log)
@@ -106,13 +106,20 @@ def _is_full(words: LastWords | None) -> bool:
 def _out_of_memory(words: LastWords | None, size: int, used: int) -> str:
     if words is not None and words.resident > used:
         size, used = words.limit, words.resident
-    had = f" its process had {used} MB of the {size} MB that the function may have."
-    return f"out of memory:{had if size else ''} {MEMORY_ADVICE}"
+    return (
+        f"out of memory: its process had {used} MB, and the function may have {size} MB."
+        f" {MEMORY_ADVICE}"
+    )
 
 
 def _crashed(status: str, log: str) -> str:
-    if "signal" in status:
-        what = "Native code that a task calls may have a bug, or something sends it that signal."
+    if "killed" in status:
+        what = (
+            "A task or something that it calls has killed it, or its memory has grown too fast to"
+            " be seen."
+        )
+    elif "signal" in status:
+        what = "Most likely native code that the task calls has a bug."
     else:
         what = "Something that a task calls ends the process, as os._exit() does."
     return f"a crash: its process ended with {status}. {what}{_end_of(log)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -59,6 +60,21 @@ def allocate(mb: int) -> int:
     hoard[::4096] = b"x" * len(hoard[::4096])
     time.sleep(30)
     return len(hoard)
+
+
+def deadly(_: int, way: str, argument: int) -> None:
+    """Take its process along, when a renewal has had the time to say what runs."""
+    time.sleep(0.4)
+    print(f"about to {way}", flush=True)
+    match way:
+        case "signal":
+            os.kill(os.getpid(), argument)
+        case "hold the GIL":
+            ctypes.PyDLL(None).sleep(argument)
+        case "allocate":
+            allocate(argument)
+        case "exit":
+            exit_process(argument)
 
 
 class UnprintableError(Exception):

@@ -206,3 +206,16 @@ async def test_a_cancellation_is_never_forgotten(connections: Connections) -> No
         asking.cancel()
         done, _ = await asyncio.wait([asking], timeout=10)
         assert done, turns
+
+
+async def test_a_put_to_a_server_that_has_forgotten_the_scripts_is_confirmed_at_once(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> None:
+        raise StoreError("before the scripts were loaded again")
+
+    await connections.command(0, "SCRIPT", "FLUSH")
+    monkeypatch.setattr(Connections, "_load_all", dies)
+    store = JobStore(connections, secrets.token_hex(4))
+    assert await store.put([("o0.w.0", [b"value"])], 600) is Status.CLOSED
+    assert await connections.command(0, "DBSIZE") == 0

@@ -108,3 +108,23 @@ async def test_a_ping_fails_a_job_only_with_what_the_function_says(
     invoker = Invoker(Settings())
     invoker._client = Client()
     assert await invoker.ping() == said
+
+
+async def test_that_there_is_no_room_is_remembered_until_there_is() -> None:
+    class Client:
+        code = "TooManyRequestsException"
+
+        async def invoke(self, **_: object) -> dict[str, Any]:
+            if self.code:
+                raise ClientError({"Error": {"Code": self.code, "Message": "no room"}}, "Invoke")
+            return {"Payload": Body(b"{}")}
+
+    invoker = Invoker(Settings())
+    invoker._client = Client()
+    assert await invoker.ping() is None
+    assert "no room" in invoker.throttled
+    invoker._client.code = ""
+    await invoker.invoke(b"{}")
+    assert "no room" in invoker.throttled, "an event is only queued"
+    assert await invoker.ping() is None
+    assert invoker.throttled == ""

@@ -254,14 +254,14 @@ async def test_a_job_that_takes_too_long_fails_whoever_notices(
     await job.store.begin("0", "n")
     await job.leaf("0")
     await job.store.begin("1", "n")
-    assert await job.store.renew("1", 1) is Status.OK
+    assert await job.store.renew("1", 1, "n") is Status.OK
     assert (await job.store.watch()).state is JobState.RUNNING
     await connections.command(0, "HSET", f"wukong:{{{job.store.job_id}}}:job", "limit", 1)
     if who == "a watcher":
         assert (await job.store.watch()).state is JobState.FAILED
     else:
-        assert await job.store.renew("1", 1) is Status.STOP
-    assert wire.unpack((await job.store.outcome()).error) == [b"timeout", 300_000, 1, 3]
+        assert await job.store.renew("1", 1, "n") is Status.STOP
+    assert wire.unpack((await job.store.outcome()).error) == [b"overtime", 300_000, 1, 3]
 
 
 async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
@@ -393,7 +393,7 @@ async def test_what_is_retired_keeps_its_results_for_a_while(
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
     await job.store.put([*parts, ("b0", FRAME)], 600)
     commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
-    await job.store.commit("0", 1, 1, commit_body(commit, {0: big}))
+    await job.store.commit("0", 1, "n", 1, commit_body(commit, {0: big}))
     assert not await job.store.retire(), "it runs"
     await job.commit("0", 1, 2, Commit(passed=1, reads=((0, 1),), results=(1,)))
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 python -m tests.simulation --seeds 100000
 python -m tests.simulation --seed 1234
+python -m tests.simulation --seed 1234 --without crash,offer --calm 5
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation.world import Violation, World
+from tests.simulation.world import CALM, Violation, World
 
 CHUNK = 500
+MOMENT = 0.5
+"""Simulated seconds in which it does not pay any more to look for less."""
 
 
 def run_chunk(first: int, count: int) -> tuple[Counter[str], list[tuple[int, str]]]:
@@ -32,8 +35,39 @@ def run_chunk(first: int, count: int) -> tuple[Counter[str], list[tuple[int, str
     return faults, failures
 
 
-def replay(seed: int) -> int:
-    world = World(seed, tracing=True)
+def fails(seed: int, without: frozenset[str], calm: float) -> str:
+    """What is wrong with this seed; empty if nothing is."""
+    try:
+        World(seed, without=without, calm=calm).run()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def shrink(seed: int) -> tuple[frozenset[str], float]:
+    """The kinds of faults that a failing seed does without, and how soon they may end."""
+    world = World(seed)
+    without: frozenset[str] = frozenset()
+    for name, chance in {**vars(world.faults), **vars(world.policy)}.items():
+        if chance and fails(seed, without | {name}, CALM):
+            without |= {name}
+    calm = CALM
+    while calm > MOMENT and fails(seed, without, calm / 2):
+        calm /= 2
+    return without, calm
+
+
+def story(seed: int) -> str:
+    """The smallest case of a failing seed, and the command that replays it."""
+    without, calm = shrink(seed)
+    command = f"python -m tests.simulation --seed {seed} --calm {calm:g}"
+    if without:
+        command += f" --without {','.join(sorted(without))}"
+    return f"{fails(seed, without, calm)}\n    {command}"
+
+
+def replay(seed: int, without: frozenset[str], calm: float) -> int:
+    world = World(seed, without=without, calm=calm, tracing=True)
     try:
         world.run()
     except Exception as error:
@@ -53,9 +87,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--without", default="", help="kinds of faults, separated by commas")
+    parser.add_argument("--calm", type=float, default=CALM, help="seconds until faults end")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        return replay(arguments.seed)
+        without = frozenset(filter(None, arguments.without.split(",")))
+        return replay(arguments.seed, without, arguments.calm)
     started = time.perf_counter()
     faults: Counter[str] = Counter()
     failures: list[tuple[int, str]] = []
@@ -69,7 +106,7 @@ def main() -> int:
     seconds = time.perf_counter() - started
     print(f"{arguments.seeds} runs in {seconds:.1f} s, {faults.total()} faults: {dict(faults)}")
     for seed, what in failures[:20]:
-        print(f"seed {seed}: {what}\n    replay: python -m tests.simulation --seed {seed}")
+        print(f"seed {seed}: {what}\n  smallest: {story(seed)}")
     print(f"{len(failures)} violations")
     return 1 if failures else 0
 

@@ -38,6 +38,7 @@ METADATA = (
     "arrived",
     "taken",
     "dead",
+    "owned",
     "claimed",
 )
 OWNED = 2
@@ -476,7 +477,16 @@ class ModelStore:
         if job is None or job.owner is None:
             return True
         job.owner = None
-        for books in (self.live, self.records, self.counts, self.refs, self.values):
+        for books in (
+            self.live,
+            self.records,
+            self.counts,
+            self.refs,
+            self.values,
+            self.arrived,
+            self.taken,
+            self.dead,
+        ):
             books.clear()
         if not done:
             self.results.clear()

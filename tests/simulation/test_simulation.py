@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation.__main__ import CHUNK, run_chunk
+from tests.simulation.__main__ import CHUNK, run_chunk, story
 
 SEEDS = int(os.environ.get("WUKONG_SIMULATION_SEEDS", "20000"))
 
@@ -16,8 +16,7 @@ def test_no_seed_breaks_a_promise() -> None:
         chunks = list(pool.map(run_chunk, firsts, [CHUNK] * len(firsts)))
     failures = [failure for _, some in chunks for failure in some]
     assert not failures, "\n".join(
-        f"seed {seed}: {what}\n  replay: python -m tests.simulation --seed {seed}"
-        for seed, what in failures[:5]
+        f"seed {seed}: {what}\n  smallest: {story(seed)}" for seed, what in failures[:5]
     )
     faults = sum((faults.total() for faults, _ in chunks), 0)
     assert faults > 5 * SEEDS, "the seeds inject hardly any faults: this proves nothing"

@@ -78,6 +78,7 @@ class Faults:
     repeat_event: float = 0.0
     delay_event: float = 0.0
     cancel: float = 0.0
+    client_dies: float = 0.0
     fail_over: float = 0.0
     """The metadata goes back to what it was a moment before."""
 
@@ -90,6 +91,7 @@ class Faults:
             if rng.random() < 0.6:
                 setattr(faults, name, rng.choice((0.01, 0.05, 0.2)))
         faults.cancel = rng.choice((0.0, 0.0, 0.0, 0.002))
+        faults.client_dies = rng.choice((0.0, 0.0, 0.0, 0.05))
         faults.fail_over = rng.choice((0.0, 0.0, 0.01, 0.05))
         return faults
 
@@ -114,11 +116,17 @@ class Policy:
 
 @dataclass
 class World:
-    """Runs one seed. `store` and `executor_class` are where mistakes can be built in."""
+    """Runs one seed.
+
+    `store_class` and `executor_class` are where mistakes can be built in; `without` and `calm` are
+    for shrinking: kinds of faults and of sharing that do not occur, and when faults end.
+    """
 
     seed: int
     store_class: type[ModelStore] = ModelStore
     executor_class: type[Executor] | None = None
+    without: frozenset[str] = frozenset()
+    calm: float = CALM
     time: float = 0.0
     trace: list[str] = field(default_factory=list)
     tracing: bool = False
@@ -130,6 +138,9 @@ class World:
         self.workload: Workload = random_workload(self.rng)
         self.faults = Faults.random(self.rng)
         self.policy = Policy.random(self.rng)
+        for kinds in (self.faults, self.policy):
+            for name in self.without.intersection(vars(kinds)):
+                setattr(kinds, name, 0.0)
         self.slots = self.rng.randint(1, 4)
         self.groups = self.workload.plan.groups(self.rng.randint(1, self.slots))
         self.store = self.store_class(lambda: self.time, self.announce)
@@ -137,6 +148,7 @@ class World:
         self._order = itertools.count()
         self._nonces = itertools.count()
         self.client = Client(self)
+        self.proxy = Proxy(self)
         self.executors: list[Executor] = []
 
     # Time -------------------------------------------------------------------------------------
@@ -153,19 +165,26 @@ class World:
         """
         with _small_windows(self.rng):
             self.client.start()
+            if self.faults.client_dies:
+                self.proxy.start()
             while self._events:
                 self.time, _, event = heapq.heappop(self._events)
                 event()
                 self._check_always()
-                if self.time > BOUND and not self.client.finished:
+                if self.time > BOUND and not self.finished:
                     raise Violation(f"no end after {BOUND} s: the job hangs")
         self._check_end()
         return self
 
+    @property
+    def finished(self) -> bool:
+        """Whether somebody has heard how the job has ended, and cleaned up."""
+        return self.client.finished or self.proxy.finished
+
     def happens(self, name: str) -> bool:
         """Whether a fault strikes now."""
         chance = getattr(self.faults, name)
-        if not chance or self.time > CALM or self.rng.random() >= chance:
+        if not chance or self.time > self.calm or self.rng.random() >= chance:
             return False
         self.injected[name] = self.injected.get(name, 0) + 1
         self.note(f"-- {name}")
@@ -243,7 +262,8 @@ class World:
     def announce(self) -> None:
         """Publish a change of state; the message may get lost like any other."""
         if self.rng.random() < 0.8:
-            self.after(self._latency(), self.client.look)
+            for who in (self.client, self.proxy):
+                self.after(self._latency(), who.look)
 
     def _deliver(self, name: str) -> None:
         make = self.executor_class or Executor
@@ -271,7 +291,7 @@ class World:
         self.passed += tasks
 
     def _check_end(self) -> None:
-        if not self.client.finished:
+        if not self.finished:
             raise Violation("nothing happens any more, and the client has no answer: a hang")
         if len(set(self.store.claimed)) != len(self.store.claimed):
             raise Violation("a fan-in was claimed twice")
@@ -281,7 +301,7 @@ class World:
 
 @dataclass
 class Client:
-    """The client, and its watcher."""
+    """The client: it watches its job, and cleans up behind it."""
 
     world: World
     name: str = "client"
@@ -315,6 +335,7 @@ class Client:
             attempts=10_000,
             unstarted=10_000,
             ttl=1e9,
+            owner=self.name,
             facts=b"",
             values=pointers,
             records=[(str(i), leaves) for i, leaves in enumerate(world.groups)],
@@ -339,7 +360,10 @@ class Client:
         self.world.ask(self, what, request, answered)
 
     def tick(self) -> None:
-        if self.collected:
+        if self.collected or not self.alive:
+            return
+        if self.world.happens("client_dies"):
+            self.alive = False
             return
         if self.world.happens("cancel"):
             reason = failure.cancelled("by the simulation")
@@ -350,7 +374,7 @@ class Client:
             )
         if self.world.happens("fail_over"):
             self.world.fail_over()
-        self.ask("watch", self.world.store.watch, self.watched)
+        self.ask("watch", lambda: self.world.store.watch(self.name), self.watched)
         self.world.after(TICK, self.tick)
 
     def watched(self, watch: Watch) -> None:
@@ -399,6 +423,52 @@ class Client:
             frame = frames.get(task)
             if frame is None or thaw(frame) != expected[task]:
                 raise Violation(f"wrong result for task {task}")
+
+
+@dataclass
+class Proxy(Client):
+    """Takes over the job if its client is gone; keeps its results for who attaches to it."""
+
+    name: str = "proxy"
+    watching: bool = False
+
+    def start(self) -> None:
+        self.world.after(TICK, self.tick)
+
+    def tick(self) -> None:
+        world = self.world
+        if self.finished or world.client.finished:
+            return
+        if world.time > BOUND / 2 and world.store.job is None:
+            self.finished = True  # The client died before there was a job, whose mark expires.
+            world.store.close()
+        elif self.watching:
+            self.ask("watch", lambda: world.store.watch(self.name), self.watched)
+        else:
+            self.ask("lapsed", world.store.lapsed, self.heard)
+        world.after(TICK, self.tick)
+
+    def heard(self, lapsed: bool) -> None:
+        self.watching = lapsed
+
+    def watched(self, watch: Watch) -> None:
+        if watch.state is JobState.RUNNING:
+            super().watched(watch)
+        elif watch.owned:
+            self.ask("retire", self.world.store.retire, self.retired)
+
+    def look(self) -> None:
+        """An announcement says nothing that the next tick would not."""
+
+    def retired(self, _: object) -> None:
+        """Somebody attaches to the job, and later its results expire."""
+        store = self.world.store
+        outcome = store.outcome()
+        if outcome.state is not None and not self.world.client.collected:
+            self._check(outcome, store.resolve(outcome.results))
+        store.close()
+        store.forget()
+        self.finished = True
 
 
 class Executor:

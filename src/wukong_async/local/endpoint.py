@@ -168,7 +168,7 @@ class Loopback:
             {"logStreamName": stream, "timestamp": 0, "ingestionTime": 0, "message": line}
             for stream, log in self.pool.logs()
             if streams is None or stream in streams
-            for line in log.splitlines()
+            for line in log.removesuffix("\n").split("\n")
             if pattern in line
         ]
         return web.Response(

@@ -418,8 +418,10 @@ class JobStore:
                 for key, value in zip(keys, values, strict=True):
                     pipe.set(key, value, px=_ms(ttl), nx=True)
                 arguments = [*self._index(), *keys]
+                # By its text: of a server that was restarted, a transaction would have had all
+                # effects but this one, and nobody would know of the objects.
                 pipe.execute_command(
-                    "EVALSHA", scripts.CONFIRM.sha, len(arguments), *arguments, _ms(ttl)
+                    "EVAL", scripts.CONFIRM.source, len(arguments), *arguments, _ms(ttl)
                 )
                 answers = await pipe.execute()
             return Status(answers[-1].decode())
