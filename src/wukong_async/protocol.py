@@ -2,7 +2,7 @@
 
 Tasks are numbers in a plan (`0 … N-1`, dependencies before dependents). An *edge* is a
 distinct (consumer, producer) pair: a task that uses one input twice has one edge to it.
-In-degrees, out-degrees and reads all count edges. docs/design.md has the rules.
+In-degrees, out-degrees and reads all count edges. docs/protocol.md has the rules.
 """
 
 from __future__ import annotations
