@@ -21,7 +21,10 @@ from wukong_async.engine import Engine
 from wukong_async.protocol import Begun, Commit, JobState, Marks, Reply, Status, TaskSpec, Watch
 from wukong_async.store import NewJob, commit_body
 
-SEEDS = 400
+SEEDS = 3000
+"""At most, until a mistake is noticed."""
+QUIET_SEEDS = 400
+"""Without a mistake."""
 
 
 class Weather(NamedTuple):
@@ -54,6 +57,12 @@ class ClaimsAreForgotten(ModelStore):
         super()._claim(consumer, [])
 
 
+def _believe(record: Record | None, body: bytes) -> None:
+    """What an executor was told is not compared: else that would notice most mistakes."""
+    if record is not None:
+        record.told = wire.unpack(body)[10].decode()
+
+
 class CommitsAreNotNumbered(ModelStore):
     """A commit that is sent again takes effect again."""
 
@@ -63,6 +72,7 @@ class CommitsAreNotNumbered(ModelStore):
         record = self.records.get(executor)
         if record is not None:
             record.sequence = sequence - 1
+        _believe(record, body)
         return super().commit(executor, generation, nonce, sequence, body)
 
 
@@ -97,6 +107,12 @@ class TheFenceIsTheGeneration(ModelStore):
     def _fenced(self, executor: str, generation: int, nonce: str) -> Record | None:
         record = self.records.get(executor)
         return super()._fenced(executor, generation, record.nonce if record else "")
+
+    def commit(
+        self, executor: str, generation: int, nonce: str, sequence: int, body: bytes
+    ) -> Reply:
+        _believe(self.records.get(executor), body)
+        return super().commit(executor, generation, nonce, sequence, body)
 
 
 class TheFenceIsTheNonce(ModelStore):
@@ -775,7 +791,7 @@ def test_a_mistake_is_noticed(mistake: type, weather: Weather) -> None:
 
 @pytest.mark.parametrize("weather", WEATHERS)
 def test_without_a_mistake_nothing_is_noticed(weather: Weather) -> None:
-    assert not _violation(World, weather)
+    assert not _violation(World, weather, QUIET_SEEDS)
 
 
 @pytest.mark.parametrize("extravagance", ONLY_DEARER)
@@ -858,7 +874,8 @@ def _store(mistake: type[ModelStore], **changes: Any) -> tuple[ModelStore, Clock
 
 
 def _commit(store: ModelStore, nonce: str, generation: int, seq: int, commit: Commit) -> Reply:
-    return store.commit("0", generation, nonce, seq, commit_body(commit, {}))
+    body = commit_body(commit, {}, told=store.records["0"].told)
+    return store.commit("0", generation, nonce, seq, body)
 
 
 def _lost_invocations(mistake: type[ModelStore]) -> None:

@@ -9,6 +9,11 @@ local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts')
 if job[1] ~= 'running' then return { 'GONE' } end
 local r = load_record(x)
 if not r then return { 'GONE' } end
+local taken = call('GET', TAKEN)
+if not taken then
+  finish_job('failed', cmsgpack.pack({ 'data', 'what is taken of its tasks' }))
+  return { 'GONE' }
+end
 if r.nonce ~= nonce then
   if r.held and tonumber(call('ZSCORE', LIVE, x)) > now() then return { 'HELD' } end
   if r.tries >= tonumber(job[3]) then
@@ -23,4 +28,4 @@ if r.nonce ~= nonce then
   call('HINCRBY', JOB, 'begins', 1)
 end
 return { 'OK', r.gen, r.seq, r.told, tonumber(job[2]), job[4], call('HGET', REC, x .. '/f'),
-  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and (call('GET', TAKEN) or '') }
+  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and taken }
