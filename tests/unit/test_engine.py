@@ -337,3 +337,26 @@ def _until_send(plan: Plan) -> Engine:
             if isinstance(action, Send):
                 return engine
             answers[type(action)]()  # type: ignore[operator]
+
+
+def test_what_comes_late_is_kept_for_a_hand_over() -> None:
+    """An input that was fetched, and then made here, is dropped by nobody who did not run."""
+    plan = make_plan({0: [], 1: [0], 2: [0], 3: [1, 2]}, [3])
+    engine = Engine()
+    engine.next_actions()
+    # A dead incarnation has told of 0: 1 is in the frontier, and reads it from the store.
+    bits = bytes([0b1100_0000])
+    engine.begun(Begun(Status.OK, 2, 1, "", 10.0, (0, 1), check=True, taken=bits))
+    engine.next_actions()
+    engine.loaded(plan.specs)
+    fetch, run = engine.next_actions()
+    assert fetch == Fetch((0,))
+    assert isinstance(run, Run)
+    assert [task for task, _ in run.steps] == [0, 2, 1]
+    assert run.steps[-1].drops == (0,)
+    engine.fetched({0: 100})
+    engine.hand_over()
+    engine.ran(2)
+    actions = engine.next_actions()
+    assert not [action for action in actions if isinstance(action, Drop)]
+    assert [action.tasks for action in actions if isinstance(action, Publish)] == [(2,)]

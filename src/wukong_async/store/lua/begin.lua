@@ -9,8 +9,7 @@ local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts')
 if job[1] ~= 'running' then return { 'GONE' } end
 local r = load_record(x)
 if not r then return { 'GONE' } end
-local taken = call('GET', TAKEN)
-if not taken then
+if call('EXISTS', TAKEN) == 0 then
   finish_job('failed', cmsgpack.pack({ 'data', 'what is taken of its tasks' }))
   return { 'GONE' }
 end
@@ -28,4 +27,4 @@ if r.nonce ~= nonce then
   call('HINCRBY', JOB, 'begins', 1)
 end
 return { 'OK', r.gen, r.seq, r.told, tonumber(job[2]), job[4], call('HGET', REC, x .. '/f'),
-  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and taken }
+  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and call('GET', TAKEN) }
