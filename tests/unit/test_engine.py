@@ -341,7 +341,7 @@ def _until_send(plan: Plan) -> Engine:
 
 def test_what_comes_late_is_kept_for_a_hand_over() -> None:
     """An input that was fetched, and then made here, is dropped by nobody who did not run."""
-    plan = make_plan({0: [], 1: [0], 2: [0], 3: [1, 2]}, [3])
+    plan = make_plan({0: [], 1: [0], 2: [0], 3: [], 4: [1, 2, 3]}, [4])
     engine = Engine()
     engine.next_actions()
     # A dead incarnation has told of 0: 1 is in the frontier, and reads it from the store.
