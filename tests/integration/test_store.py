@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.jobs import new_job
 from wukong_async import wire
-from wukong_async.protocol import Commit, JobState, Payload, Reply, Status
+from wukong_async.protocol import Begun, Commit, JobState, Payload, Reply, Status, has_bit
 from wukong_async.store import (
     Connections,
     JobStore,
@@ -37,15 +37,19 @@ class Job:
         await self.store.open(600)
         assert await self.store.create(new_job(**changes)) is Status.OK
 
-    async def commit(self, executor: str, generation: int, sequence: int, commit: Commit) -> Reply:
+    async def commit(
+        self, executor: str, generation: int, sequence: int, commit: Commit, nonce: str = "n"
+    ) -> Reply:
         tasks = [task for task, _ in commit.publish] + list(commit.results)
         error = b"\x91\xa4boom" * commit.failed
         told = self.told.get((executor, sequence - 1), "")
         body = commit_body(commit, dict.fromkeys(tasks, VALUE), error, told)
-        return await self.send(executor, generation, sequence, body)
+        return await self.send(executor, generation, sequence, body, nonce)
 
-    async def send(self, executor: str, generation: int, sequence: int, body: bytes) -> Reply:
-        reply = await self.store.commit(executor, generation, "n", sequence, body)
+    async def send(
+        self, executor: str, generation: int, sequence: int, body: bytes, nonce: str = "n"
+    ) -> Reply:
+        reply = await self.store.commit(executor, generation, nonce, sequence, body)
         self.told[executor, sequence] = reply.told
         return reply
 
@@ -517,3 +521,196 @@ async def test_many_at_once_claim_once(job: Job) -> None:
 
     replies = await asyncio.gather(*(leaf(i) for i in range(width)))
     assert sum(reply.claims == (99,) for reply in replies) == 1
+
+
+# Commits that pass nothing --------------------------------------------------------------------
+
+
+async def revive(job: Job, nonce: str, generation: int = 2) -> Begun:
+    """Somebody else goes on with record 0."""
+    await job.expire("0")
+    begun = await job.store.begin("0", nonce)
+    assert (begun.status, begun.generation) == (Status.OK, generation)
+    return begun
+
+
+async def say(job: Job, nonce: str, generation: int, sequence: int, commit: Commit) -> Reply:
+    """A commit of record 0, with small values."""
+    return await job.commit("0", generation, sequence, commit, nonce)
+
+
+async def test_what_a_successor_brings_again_counts_once(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9)
+    begun = await job.store.begin("0", "a")
+    assert not begun.check
+    told = Commit(publish=((0, 1),), arrivals=((5, 3, (10, 11)),))
+    assert await say(job, "a", 1, 1, told) == Reply(Status.OK, free=1)
+    assert (await revive(job, "b")).check
+    assert (await say(job, "b", 2, 2, told)).claims == ()
+    last = Commit(arrivals=((5, 3, (12,)),))
+    assert (await say(job, "b", 2, 3, last)).claims == (5,)
+    assert (await say(job, "b", 2, 4, last)).claims == (), "it is taken"
+    assert (await revive(job, "c", 3)).frontier == (0, 1, 5)
+
+
+async def test_a_successor_is_told_what_is_taken_only_if_it_matters(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9)
+    await job.store.begin("0", "a")
+    assert not (await revive(job, "b")).check, "nobody has told anything"
+    await say(job, "b", 2, 1, Commit(arrivals=((5, 1, (10,)),)))
+    begun = await revive(job, "c", 3)
+    assert begun.check
+    assert [task for task in range(16) if has_bit(begun.taken, task)] == [0, 1, 5]
+
+
+async def test_a_probe_of_the_last_inputs_claims_and_marks_them(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9, attempts=9)
+    await job.store.begin("0", "a")
+    await say(job, "a", 1, 1, Commit(publish=((8, 1),), arrivals=((5, 3, (12,)),)))
+    probe = Commit(probes=((5, 3, ((10, 0), (11, 1))),))
+    assert await say(job, "a", 1, 2, probe) == Reply(Status.OK, (5,), free=1)
+    assert (await revive(job, "b")).marks == ((5, (0, 1)),)
+    await say(job, "b", 2, 3, Commit(publish=((0, 1),)))
+    assert (await revive(job, "c", 3)).marks == ((5, (1,)),), "what is published is marked no more"
+    await say(job, "c", 3, 4, Commit(publish=((1, 1),)))
+    assert (await revive(job, "d", 4)).marks == ()
+
+
+async def test_a_probe_that_is_not_the_last_changes_nothing(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9)
+    await job.store.begin("0", "a")
+    probe = Commit(probes=((5, 3, ((10, 0), (11, 1))),))
+    for sequence in (1, 2):
+        assert await say(job, "a", 1, sequence, probe) == Reply(Status.OK, free=1)
+    arrive = Commit(arrivals=((5, 3, (10, 11)),))
+    assert (await say(job, "a", 1, 3, arrive)).claims == ()
+    assert (await say(job, "a", 1, 4, Commit(arrivals=((5, 3, (12,)),)))).claims == (5,)
+
+
+async def test_a_probe_says_which_inputs_were_brought_already(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9)
+    await job.store.begin("0", "a")
+    await say(job, "a", 1, 1, Commit(publish=((0, 1),), arrivals=((5, 2, (10,)),)))
+    probe = Commit(probes=((5, 2, ((10, 0), (11, 1))),))
+    reply = await say(job, "a", 1, 2, probe)
+    assert (reply.already, reply.claims) == ((10,), (5,))
+    assert (await revive(job, "b")).marks == ((5, (1,)),), "the other one is in the store"
+    assert (await say(job, "b", 2, 3, probe)).already == (10, 11), "all of a taken one"
+
+
+async def test_offers_are_accepted_while_there_are_slots(job: Job) -> None:
+    await job.create(records=[("0", [0, 1, 2])], tasks=9, slots=2)
+    await job.store.begin("0", "a")
+    reply = await say(job, "a", 1, 1, Commit(offers=((1,), (2, 3))))
+    assert (reply.accepted, reply.free, reply.gone) == ((True, False), 0, False)
+    child = await job.store.begin("0.1.0", "c")
+    assert (child.status, child.frontier, child.check) == (Status.OK, (1,), False)
+    assert (await job.store.begin("0.1.1", "c")).status is Status.GONE
+    begun = await revive(job, "b")
+    assert begun.frontier == (0, 2)
+    taken = [task for task in range(16) if has_bit(begun.taken, task)]
+    assert taken == [0, 1, 2], "nobody has got the last one"
+    for _ in range(2):
+        again = await say(job, "b", 2, 2, Commit(offers=((2,),)))
+        assert again.accepted == (False,)
+
+
+async def test_the_children_of_a_successor_check_too(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9, slots=3)
+    await job.store.begin("0", "a")
+    await say(job, "a", 1, 1, Commit(arrivals=((5, 2, (10,)),)))
+    await revive(job, "b")
+    assert (await say(job, "b", 2, 2, Commit(offers=((1,),)))).accepted == (True,)
+    assert (await job.store.begin("0.2.0", "c")).check
+
+
+async def test_who_hands_everything_over_is_gone(job: Job) -> None:
+    await job.create(records=[("0", [0])], tasks=9, slots=2)
+    await job.store.begin("0", "a")
+    reply = await say(job, "a", 1, 1, Commit(offers=((0,),)))
+    assert (reply.accepted, reply.gone, reply.free) == ((True,), True, 1)
+    assert await job.state() is JobState.RUNNING
+
+
+async def test_a_record_that_is_given_back_can_be_taken_at_once(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9, attempts=2)
+    for turn in range(5):
+        begun = await job.store.begin("0", f"nonce {turn}")
+        assert (begun.status, begun.sequence) == (Status.OK, turn), "and it is no attempt"
+        release = Commit(stay=((0, ()), (1, (7,))), release=True)
+        generation, sequence = begun.generation, turn + 1
+        reply = await say(job, f"nonce {turn}", generation, sequence, release)
+        assert (reply.status, reply.gone) == (Status.OK, False)
+        assert (await say(job, f"nonce {turn}", generation, sequence, release)).status is (
+            Status.FENCED
+        )
+        assert await job.store.renew("0", generation, f"nonce {turn}") is Status.FENCED
+        assert (begun.frontier, begun.marks) == ((0, 1), ((1, (7,)),) if turn else ())
+
+
+async def test_an_object_that_was_freed_is_not_written_back(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=9)
+    await job.store.begin("0", "a")
+    first, _ = payload(0, FRAME, writer="a", inline_limit=10, part_size=1000)
+    second, _ = payload(0, FRAME, writer="b", inline_limit=10, part_size=1000)
+    told = Commit(publish=((0, 1),))
+    await job.store.commit("0", 1, "a", 1, commit_body(told, {0: first}))
+    await revive(job, "b")
+    # While the first copy is there, it stays; and its reader frees it for good.
+    reply = await job.store.commit("0", 2, "b", 2, commit_body(told, {0: second}))
+    assert reply.deletes == ((0, second.place),)
+    read = Commit(stay=((0, ()), (1, ())), reads=((0, 1),))
+    assert (await say(job, "b", 2, 3, read)).deletes == ((0, first.place),)
+    await revive(job, "c", 3)
+    reply = await job.store.commit("0", 3, "c", 4, commit_body(told, {0: second}))
+    assert reply.deletes == ((0, second.place),)
+    assert await job.store.look([0]) == {0: None}
+
+
+async def test_a_result_points_to_what_was_published_first(job: Job) -> None:
+    await job.create(records=[("0", [0, 1])], tasks=2)
+    await job.store.begin("0", "a")
+    first, _ = payload(0, FRAME, writer="a", inline_limit=10, part_size=1000)
+    second, _ = payload(0, FRAME, writer="b", inline_limit=10, part_size=1000)
+    told = Commit(publish=((0, 1),), held=frozenset({0}))
+    await job.store.commit("0", 1, "a", 1, commit_body(told, {0: first}))
+    await revive(job, "b")
+    passing = Commit(passed=2, stay=(), publish=((0, 1),), results=(0,), reads=((0, 1),))
+    reply = await job.store.commit("0", 2, "b", 2, commit_body(passing, {0: second}))
+    assert reply.deletes == ((0, second.place),), "the reader has passed, but it is held"
+    assert (await job.store.outcome()).results == {0: first.inline}
+
+
+async def test_progress_makes_up_for_attempts(job: Job) -> None:
+    await job.create(records=[("0", [0])], tasks=9, attempts=2)
+    for n in range(4):
+        begun = await job.store.begin("0", f"nonce {n}")
+        assert begun.status is Status.OK
+        commit = Commit(passed=1, stay=(), arrivals=((n + 1, 1, 1),))
+        await say(job, f"nonce {n}", n + 1, n + 1, commit)
+        assert await job.lease("0") <= 60, "and a lease is as long as at first"
+        await job.expire("0")
+
+
+async def test_everything_that_a_soft_commit_creates_expires(
+    job: Job, connections: Connections
+) -> None:
+    async def all_expire() -> set[str]:
+        keys = await connections.command(0, "KEYS", "*")
+        for key in keys:
+            assert 0 < await connections.command(0, "PTTL", key) <= 600_000, key
+        return {key.decode().rpartition(":")[2] for key in keys}
+
+    await job.create(records=[("0", [0, 1])], tasks=9, slots=3)
+    assert "taken" in await all_expire()
+    await job.store.begin("0", "a")
+    steps = (
+        Commit(publish=((0, 1),), arrivals=((5, 2, (10,)),)),
+        Commit(probes=((6, 1, ((20, 1),)),)),
+        Commit(offers=((1,),)),
+        Commit(stay=((0, ()),), reads=((0, 1),), arrivals=((7, 2, 1),)),
+    )
+    for sequence, commit in enumerate(steps, 1):
+        assert (await say(job, "a", 1, sequence, commit)).status is Status.OK
+        names = await all_expire()
+    assert names >= {"arr", "taken", "dead", "cnt", "rec", "live"}

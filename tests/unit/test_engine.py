@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from wukong_async.engine import (
     Engine,
     Exit,
     Fetch,
+    Invoke,
+    InvokeAgain,
     Load,
     Publish,
     Run,
@@ -360,3 +363,315 @@ def test_what_comes_late_is_kept_for_a_hand_over() -> None:
     actions = engine.next_actions()
     assert not [action for action in actions if isinstance(action, Drop)]
     assert [action.tasks for action in actions if isinstance(action, Publish)] == [(2,)]
+
+
+# Sharing --------------------------------------------------------------------------------------
+
+
+class Stepwise:
+    """An engine one Run at a time, so that it can be asked to share in between."""
+
+    def __init__(self, plan: Plan, frontier: Sequence[int], **begun: Any) -> None:
+        self.plan = plan
+        self.engine = Engine()
+        self.seen: list[Action] = []
+        self.sent: list[Commit] = []
+        self.runs: list[tuple[int, ...]] = []
+        self.engine.next_actions()
+        self.engine.begun(Begun(Status.OK, 1, 0, "", 10.0, tuple(frontier), **begun))
+        self.go()
+
+    def go(self) -> None:
+        """Answer everything but Run and Send."""
+        engine = self.engine
+        while actions := engine.next_actions():
+            for action in actions:
+                self.seen.append(action)
+                match action:
+                    case Load():
+                        engine.loaded(self.plan.specs)
+                    case Fetch(objects):
+                        engine.fetched(dict.fromkeys(objects, 100))
+                    case Run(steps):
+                        self.runs.append(tuple(step.task for step in steps))
+                    case Publish():
+                        engine.published()
+                    case Send(_, commit):
+                        self.sent.append(commit)
+
+    def ran(self, count: int | None = None) -> None:
+        self.engine.ran(count)
+        self.go()
+
+    def share(self, **what: Any) -> bool:
+        formed = self.engine.share(**what)
+        self.go()
+        return formed
+
+    def reply(self, **answer: Any) -> None:
+        self.engine.replied(Reply(Status.OK, **answer))
+        self.go()
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "RUN_LIMIT", 1)
+
+
+def wide(width: int) -> Plan:
+    """Leaves, and one fan-in of them all: its number is the width."""
+    return make_plan({**{i: [] for i in range(width)}, width: list(range(width))}, [width])
+
+
+def fan_out(width: int) -> Plan:
+    """One task with a number of consumers."""
+    return make_plan({0: [], **{i: [0] for i in range(1, width + 1)}}, range(1, width + 1))
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_what_arrives_early_is_published_with_it_and_told_once() -> None:
+    job = Stepwise(wide(4), [0, 1, 2])
+    assert job.engine.pending == {4: [(0, 0)]}
+    assert not job.share(arrive=[4]), "it runs, and is not there yet"
+    job.ran()
+    assert job.share(arrive=[4])
+    assert not job.share(arrive=[4]), "one commit at a time"
+    assert job.sent == [Commit(publish=((0, 1),), arrivals=((4, 4, (0,)),))]
+    assert job.engine.pending == {4: [(1, 1)]}
+    job.reply()
+    job.ran()
+    job.ran()
+    assert job.sent[1] == Commit(
+        passed=3, stay=(), publish=((1, 1), (2, 1)), arrivals=((4, 4, 2),)
+    ), "what was told is not told again"
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_a_probe_stores_nothing_and_is_made_once() -> None:
+    job = Stepwise(wide(4), [0, 1])
+    job.ran()
+    job.ran(0)  # The next one has not started.
+    assert not job.share(probe=[4]), "one of its inputs has not run"
+    job.ran()
+    assert job.sent[0].passed == 2
+    job = Stepwise(wide(4), [0, 1, 2])
+    job.engine.ran()
+    assert job.share(probe=[4])
+    assert job.sent == [Commit(probes=((4, 4, ((0, 0),)),))]
+    assert not [action for action in job.seen if isinstance(action, Publish)]
+    job.reply()
+    job.engine.ran()
+    assert not job.share(probe=[4])
+
+
+def test_a_fan_in_with_a_published_input_is_not_probed() -> None:
+    plan = make_plan({"a": [], "x": [], "f": ["a", "x"], "g": ["a", "x"]}, ["f", "g"])
+    a, f, g = (plan.numbers[key] for key in "afg")
+    job = Stepwise(plan, [a])
+    job.engine.ran()
+    assert job.share(arrive=[f])
+    assert job.sent[0].publish == ((a, 2),), "all readers are counted: some may have read it"
+    job.engine.replied(Reply(Status.OK))
+    assert not job.engine.share(probe=[g])
+
+
+def test_a_claim_by_a_probe_runs_here_with_what_is_in_memory() -> None:
+    job = Stepwise(wide(2), [0])
+    job.engine.ran()
+    assert job.share(probe=[2])
+    job.reply(claims=(2,))
+    assert job.runs == [(0,), (2,)]
+    assert [action.objects for action in job.seen if isinstance(action, Fetch)] == [(1,)]
+    job.ran()
+    assert job.sent[1] == Commit(passed=2, stay=(), results=(2,), reads=((1, 1),)), (
+        "what never was in the store is not counted there"
+    )
+
+
+def test_an_input_that_was_brought_already_arrives_no_more() -> None:
+    job = Stepwise(wide(3), [0, 1], check=True)
+    job.engine.ran()
+    assert job.share(probe=[3])
+    job.reply(already=(0,))
+    assert job.sent[1].arrivals == ((3, 3, (1,)),)
+    assert job.sent[1].publish == ((1, 1),)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["ready", "running", "done"])
+def test_a_claim_of_something_that_runs_here_is_not_run_again(before: int) -> None:
+    """A dead incarnation had brought one input; the other one is the last that was missing."""
+    job = _while_its_last_input_runs(check=True)
+    for _ in range(before):
+        job.ran()
+    job.reply(claims=(2,))
+    for _ in range(2 - before):
+        job.ran()
+    assert job.runs == [(0,), (1,), (2,)]
+    assert not [action for action in job.seen if isinstance(action, Fetch)]
+    assert job.sent[-1].passed == 3
+
+
+def _while_its_last_input_runs(**begun: Any) -> Stepwise:
+    limit, engine_module.RUN_LIMIT = engine_module.RUN_LIMIT, 1
+    try:
+        job = Stepwise(wide(2), [0, 1], **begun)
+        job.engine.ran()
+        assert job.share(probe=[2])
+    finally:
+        engine_module.RUN_LIMIT = limit
+    assert job.runs == [(0,), (1,)]
+    return job
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_what_is_offered_is_nobodys_until_the_answer() -> None:
+    job = Stepwise(fan_out(4), [0])
+    job.ran()
+    assert job.runs == [(0,), (1,)]
+    assert job.engine.offerable() == [2, 3, 4]
+    assert job.share(offers=[[2], [4]])
+    assert job.sent == [Commit(publish=((0, 4),), offers=((2,), (4,)))], "its input goes before"
+    assert job.engine.offerable() == [3]
+    job.ran()
+    job.ran()
+    assert job.runs == [(0,), (1,), (3,)], "and now it waits"
+    job.reply(accepted=(True, False))
+    assert Invoke(1, (0,)) in job.seen
+    assert job.runs[3:] == [(4,)], "what was refused is run here"
+    job.ran()
+    commit = job.sent[1]
+    assert commit.passed == 4
+    assert commit.results == (1, 3, 4)
+    assert commit.reads == ((0, 3),), "one reader is elsewhere"
+    assert commit.publish == ()
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_the_frontier_is_offered_beyond_what_is_read_ahead(monkeypatch: Any) -> None:
+    monkeypatch.setattr(engine_module, "LOAD_AHEAD", 1)
+    plan = make_plan({i: [] for i in range(6)}, range(6))
+    job = Stepwise(plan, range(6))
+    offerable = job.engine.offerable()
+    assert offerable == list(range(6))[-len(offerable) :]
+    assert job.share(offers=[offerable])
+    assert job.sent == [Commit(offers=(tuple(offerable),))], "nothing to publish"
+    job.reply(accepted=(True,))
+    while job.engine.state is State.WORK:
+        job.ran()
+    assert job.sent[1].passed == 6 - len(offerable)
+    assert job.sent[1].stay == (), "what was handed does not stay"
+
+
+def test_a_fenced_offer_may_have_been_accepted() -> None:
+    job = Stepwise(fan_out(300), [0])
+    job.engine.ran()
+    assert job.share(offers=[job.engine.offerable()[-1:]])
+    job.engine.replied(Reply(Status.FENCED))
+    assert job.engine.next_actions() == [Invoke(1, (0,)), Exit(Status.FENCED)]
+
+
+# Successors -----------------------------------------------------------------------------------
+
+
+def test_a_marked_task_waits_until_its_inputs_are_made_again() -> None:
+    job = Stepwise(wide(2), [0, 2], marks=((2, (0,)),), check=True)
+    assert job.engine.offerable() == [], "what it waits for has to be made here"
+    assert job.runs == [(0,)]
+    assert [action.objects for action in job.seen if isinstance(action, Fetch)] == [(1,)]
+    job.ran()
+    assert job.runs == [(0,), (2,)]
+    job.ran()
+    assert job.sent[0].passed == 2
+    assert job.sent[0].publish == ()
+
+
+def test_what_was_taken_before_is_let_alone() -> None:
+    taken = bytes([0x80 >> 0 | 0x80 >> 1])
+    job = Stepwise(fan_out(2), [0], check=True, taken=taken)
+    assert job.runs == [(0, 2)], "somebody has task 1"
+    job.ran()
+    (commit,) = job.sent
+    assert commit.arrivals == ()
+    assert commit.publish == (), "who took it had its input published"
+
+
+def test_a_successor_says_which_edges_arrive() -> None:
+    job = Stepwise(wide(3), [0, 1], check=True)
+    job.ran()
+    assert job.sent[0].arrivals == ((3, 3, (0, 1)),)
+
+
+def test_too_many_arrivals_are_told_in_parts_and_pass_last(monkeypatch: Any) -> None:
+    monkeypatch.setattr(engine_module, "COMMIT_MOST", 2)
+    job = Stepwise(wide(6), range(5))
+    job.ran()
+    for _ in range(2):
+        job.reply()
+    assert [commit.stay is None for commit in job.sent] == [True, True, False]
+    assert [commit.passed for commit in job.sent] == [0, 0, 5]
+    assert [commit.arrivals for commit in job.sent] == [
+        *(((6, 6, (0, 1)),), ((6, 6, (2, 3)),), ((6, 6, 1),))
+    ]
+    published = [task for commit in job.sent for task, _ in commit.publish]
+    assert published == list(range(5))
+
+
+# Handing over ---------------------------------------------------------------------------------
+
+
+def test_a_hand_over_waits_for_what_runs_and_passes_what_is_done() -> None:
+    job = Stepwise(fan_out(3), [0])
+    assert job.runs == [(0, 1, 2, 3)]
+    job.engine.hand_over()
+    assert job.engine.is_leaving
+    job.go()
+    assert job.sent == []
+    assert not job.share(offers=[[3]])
+    job.ran(2)
+    (commit,) = job.sent
+    assert (commit.passed, commit.release, commit.stay) == (2, True, ())
+    assert commit.publish == ((0, 2),)
+    assert {c: n for c, n, _ in commit.arrivals} == {2: 1, 3: 1}, "they are claimed"
+    job.reply(claims=(2, 3))
+    assert job.seen[-2:] == [InvokeAgain(), Exit(Status.OK)]
+
+
+def test_a_hand_over_keeps_what_has_not_run_of_the_frontier() -> None:
+    job = Stepwise(wide(4), [0, 1, 2])
+    job.engine.hand_over()
+    job.ran(1)
+    (commit,) = job.sent
+    assert (commit.passed, commit.stay) == (1, ((1, ()), (2, ())))
+    job.reply()
+    assert job.seen[-2:] == [InvokeAgain(), Exit(Status.OK)]
+
+
+def test_a_hand_over_of_everything_done_invokes_nobody() -> None:
+    job = Stepwise(wide(2), [0])
+    job.engine.hand_over()
+    job.ran()
+    job.reply(gone=True)
+    assert InvokeAgain() not in job.seen
+    assert job.seen[-1] == Exit(Status.OK)
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_a_hand_over_waits_for_the_answer_to_an_offer() -> None:
+    job = Stepwise(fan_out(3), [0])
+    job.ran()
+    assert job.share(offers=[[3]])
+    job.engine.hand_over()
+    job.ran()
+    assert len(job.sent) == 1
+    job.reply(accepted=(False,))
+    assert job.sent[1].release
+    assert {consumer for consumer, _, _ in job.sent[1].arrivals} == {2, 3}
+
+
+def test_what_is_claimed_by_a_probe_and_did_not_run_stays_without_what_passes() -> None:
+    job = _while_its_last_input_runs()
+    job.engine.hand_over()
+    job.ran(0)
+    job.reply(claims=(2,))
+    assert job.sent[1].stay == ((1, ()), (2, ()))
+    assert job.sent[1].publish == ((0, 1),), "its mark goes with the data"
