@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from wukong_async.plan import Plan, make_plan
 from wukong_async.protocol import TaskSpec
 
+WIDE = 0.0005
+"""How many graphs are a hundred times as large as the others: their runs take as much longer."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -37,7 +40,7 @@ class Workload:
 
 
 def random_workload(rng: random.Random) -> Workload:
-    dependencies = rng.choice(SHAPES)(rng)
+    dependencies = (_wide if rng.random() < WIDE else rng.choice(SHAPES))(rng)
     sinks = set(dependencies) - {d for ds in dependencies.values() for d in ds}
     outputs = sorted(sinks)
     # Results that other tasks read as well.
@@ -51,6 +54,18 @@ def random_workload(rng: random.Random) -> Workload:
     large = frozenset(n for n in range(len(plan)) if rng.random() < 0.3)
     failing = rng.randrange(len(plan)) if rng.random() < 0.05 else None
     return Workload(plan, specs, literals, large, failing)
+
+
+def _wide(rng: random.Random) -> dict[int, list[int]]:
+    """A thousand tasks between one and one, or between nothing and one, or one and nothing."""
+    width = rng.choice((200, 1000))
+    head, tail = rng.choice(((1, 1), (1, 0), (0, 1)))
+    graph = {i: [0] * head for i in range(head, head + width)}
+    if head:
+        graph = {0: [], **graph}
+    if tail:
+        graph[head + width] = list(range(head, head + width))
+    return graph
 
 
 def _chain(rng: random.Random) -> dict[int, list[int]]:
