@@ -32,16 +32,16 @@ class Policy:
 
     def share(self, engine: Engine, rng: Random) -> None:
         """Have an executor say something to others, if it can and luck will have it."""
-        if engine.state is not State.WORK:
+        if engine.state is not State.WORK or not (self.arrive or self.probe or self.offer):
             return
 
         def some(items: Sequence[T], chance: float) -> list[T]:
             return [item for item in items if rng.random() < chance]
 
-        waiting = list(engine.pending)
+        waiting = list(engine.pending) if self.arrive or self.probe else []
         probe = some(waiting, self.probe)
         arrive = [c for c in some(waiting, self.arrive) if c not in probe]
-        ready = some(engine.offerable(), self.offer)
+        ready = some(engine.offerable(), self.offer) if self.offer else []
         rng.shuffle(ready)
         cuts = sorted(rng.randint(0, len(ready)) for _ in range(rng.randint(0, 2)))
         engine.share(arrive, probe, [ready[a:b] for a, b in pairwise([0, *cuts, len(ready)])])
