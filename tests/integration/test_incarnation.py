@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -173,3 +174,18 @@ async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
     assert len(inline) == 9
     found = await job.store.read(upload.plan.leaves[:100])
     assert all(frame is not None and bytes(1000) in frame for frame in found.values())
+
+
+async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thread(
+    job: Job, worker: Worker
+) -> None:
+    """Else an output that is to be told would never be serialised, and nothing handed over."""
+    held = threading.Event()
+    stuck = worker.submit(held.wait)
+    waiting = asyncio.ensure_future(job.incarnation()._in_worker(lambda: "done"))
+    await asyncio.sleep(0)
+    worker.abandon()
+    assert await waiting == "done"
+    held.set()
+    with pytest.raises(SystemExit):
+        await asyncio.wrap_future(stuck)

@@ -469,9 +469,16 @@ class Incarnation:
                 worker.abandon()
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
-        """What `work` makes of it in the worker thread."""
-        done: T = await asyncio.wrap_future(self._worker.submit(work))
-        return done
+        """What `work` makes of it in the worker thread, or in its successor."""
+        me = asyncio.current_task()
+        while True:
+            future = self._worker.submit(work)
+            try:
+                return await asyncio.wrap_future(future)
+            except asyncio.CancelledError:
+                # The thread was given up before it came to this.
+                if not future.cancelled() or (me is not None and me.cancelling()):
+                    raise
 
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""

@@ -42,7 +42,7 @@ class Worker:
         """Interrupt the thread and go on with another one.
 
         What it runs gets an exception at its next byte code, and keeps its thread for as long as
-        it does not reach one.
+        it does not reach one. What was submitted after that is cancelled.
         """
         pool, self._pool = self._pool, _new_pool()
         self._unfinished = set()
@@ -50,7 +50,7 @@ class Worker:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
             )
-        pool.shutdown(wait=False)
+        pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self, *, wait: bool = False) -> None:
         """End the thread after what it still has to do."""
