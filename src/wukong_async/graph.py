@@ -271,14 +271,23 @@ def request(collections: Sequence[object], optimize_graph: bool) -> Request | No
         graphs = [c.__dask_graph__() for c in found]
         # Their layers have annotations.
         merged = HighLevelGraph.merge(*graphs) if len(graphs) > 1 else graphs[0]
-        return Request(merged, [c.key for c in found], repack)
+        return _request(merged, [c.key for c in found], collections, repack)
     from dask._expr import FinalizeCompute
 
     with warnings.catch_warnings():
         # Mixing arrays with delayed objects is the user's right; the advice is about Dask's speed.
         warnings.filterwarnings("ignore", message="Computing mixed collections")
         expression = FinalizeCompute(collections_to_expr(found, optimize_graph)).optimize()
-    return Request(expression, list(flatten(expression.__dask_keys__())), repack)
+    return _request(expression, list(flatten(expression.__dask_keys__())), collections, repack)
+
+
+def _request(
+    graph: object, keys: list[Key], collections: Sequence[object], repack: Callable[[Any], Any]
+) -> Request:
+    if len(keys) == len(collections) == 1 and is_dask_collection(collections[0]):
+        # Not a list of one: whoever attaches to the job gets what was asked for.
+        return Request(graph, keys[0], lambda value: (value,))
+    return Request(graph, keys, repack)
 
 
 def annotations_of_call(retries: object = None, timeout: object = None) -> Mapping[str, object]:

@@ -84,8 +84,8 @@ def test_a_collection_is_asked_for_as_dask_does(name: str, optimize: bool) -> No
     collection = collections()[name]
     request = graph.request([collection], optimize)
     assert request is not None
-    found = graph.ingest(request.graph, request.keys)
-    (value,) = request.finish(run(found, request.keys))
+    found = graph.ingest(request.graph, [request.keys])
+    (value,) = request.finish(run(found, [request.keys])[0])
     assert str(value) == str(collection.compute(scheduler="sync"))
 
 
@@ -214,7 +214,7 @@ def limits_of(*collections: Any, optimize_graph: bool = True, **call: Any) -> di
     asked = graph.request(collections, optimize_graph)
     assert asked is not None
     found: dict[Any, Limits] = graph.ingest(
-        asked.graph, asked.keys, graph.annotations_of_call(**call)
+        asked.graph, graph.flat(asked.keys), graph.annotations_of_call(**call)
     ).limits
     return {(k if isinstance(k, str) else k[0]).rsplit("-", 1)[0]: v for k, v in found.items()}
 
@@ -273,7 +273,7 @@ def test_functions_of_the_key_see_that_of_the_fused_task(first: bool) -> None:
         z = y * 2
     asked = graph.request((z,), optimize_graph=True)
     assert asked is not None
-    found: dict[Any, Limits] = graph.ingest(asked.graph, asked.keys).limits
+    found: dict[Any, Limits] = graph.ingest(asked.graph, graph.flat(asked.keys)).limits
     assert {key[1]: limits.retries for key, limits in found.items()} == {0: 3, 1: 4}
 
 

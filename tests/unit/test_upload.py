@@ -186,7 +186,7 @@ def test_chunks_of_an_array_are_no_part_of_the_plan() -> None:
     array = da.from_array(np.arange(1_000_000.0), chunks=100_000) + 1
     request = graph.request([array.sum()], True)
     assert request is not None
-    upload, objects = stored(request.graph, request.keys)
+    upload, objects = stored(request.graph, graph.flat(request.keys))
     assert len(upload.values) == 10
     assert sum(len(data) for name, data in objects.items() if name.startswith("b")) < 50_000
     values = results(upload, objects)
