@@ -12,6 +12,7 @@ import psutil
 import pytest
 import redis
 
+from tests.reruns import reruns
 from wukong_async import LocalCluster, WukongClient
 
 ME = psutil.Process()
@@ -46,6 +47,17 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()
         left = Footprint().left_over(before)
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_job_run_twice(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test one of whose jobs is run once more, unless it makes the store lose data.
+
+    A mistake in the protocol may look like lost data, and would be made good for silently.
+    """
+    with reruns() as again:
+        yield
+    assert not again or request.node.get_closest_marker("loses_data"), again
 
 
 @pytest.fixture(autouse=True)

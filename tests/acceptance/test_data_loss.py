@@ -20,6 +20,8 @@ from wukong_async.config import Settings
 from wukong_async.errors import StoreLost
 from wukong_async.store import Connections
 
+pytestmark = pytest.mark.loses_data
+
 EXPECTED = (10 * 50_000 + 45, 3, bytes(50_000))
 
 

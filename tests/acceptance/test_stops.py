@@ -198,6 +198,7 @@ async def test_an_input_that_the_store_forgets_is_made_again(
         assert await client.compute(delayed(inc)(1)) == 2
 
 
+@pytest.mark.loses_data
 async def test_a_result_that_the_store_forgets_is_named(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,7 @@ async def test_a_result_that_the_store_forgets_is_named(
         assert await client.compute(delayed(inc)(1)) == 2
 
 
+@pytest.mark.loses_data
 async def test_a_plan_that_the_store_forgets(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ import psutil
 import redis.asyncio
 
 from tests.chaos.graphs import Case, make_cases
+from tests.reruns import reruns
 from wukong_async import Faults, LocalCluster, WukongClient
 from wukong_async.local import cluster as monkey
 
@@ -71,27 +71,12 @@ class Report:
         )
 
 
-class RunAgain(logging.Handler):
-    """A job is run once more when the store has lost data: nothing here does that to it."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__()
-        self.report = report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "is run once more" in record.getMessage():
-            self.report.problems.append(record.getMessage())
-
-
 async def chaos(seconds: float, seed: int) -> Report:
     """Start jobs for so long, and see all of them to their end."""
     report = Report()
-    handler = RunAgain(report)
-    logging.getLogger("wukong").addHandler(handler)
-    try:
+    with reruns() as again:  # Nothing here makes the store lose anything.
         await _chaos(seconds, seed, report)
-    finally:
-        logging.getLogger("wukong").removeHandler(handler)
+    report.problems += again
     return report
 
 
