@@ -26,7 +26,7 @@ import redis.asyncio
 from tests.chaos.graphs import Case, make_cases
 from tests.reruns import reruns
 from wukong_async import Faults, LocalCluster, WukongClient
-from wukong_async.local import cluster as monkey
+from wukong_async.local import cluster as local
 
 SANDBOXES = 4
 CLIENTS = 3
@@ -83,7 +83,7 @@ async def chaos(seconds: float, seed: int) -> Report:
 async def _chaos(seconds: float, seed: int, report: Report) -> None:
     cases = make_cases(random.Random(seed))
     processes = _processes()
-    monkey.HANDLER = "tests.chaos.handler.handler"
+    local.HANDLER = "tests.chaos.handler.handler"  # Executors that share.
     async with LocalCluster(SANDBOXES, faults=Faults(seed=seed, **FAULTS)) as cluster:
         (url,) = cluster.settings["redis_endpoints"]
         async with redis.asyncio.Redis.from_url(url) as store:
