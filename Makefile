@@ -22,7 +22,7 @@ demo: $(VENV)/.demo
 	$(BIN)/wukong demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ import pytest
 
 from tests.acceptance.functions import touch_and_wait
 from tests.integration.jobs import new_job
+from wukong_async import wire
+from wukong_async.blocks import Unreadable
 from wukong_async.config import Settings
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
@@ -189,3 +191,32 @@ async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thr
     held.set()
     with pytest.raises(SystemExit):
         await asyncio.wrap_future(stuck)
+
+
+def test_a_module_that_another_thread_imports_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads, tries = wire.loads, []
+
+    def half_done(frame: wire.Buffer) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ImportError("cannot import name 'arange' from partially initialized module")
+        return loads(frame)
+
+    monkeypatch.setattr(wire, "loads", half_done)
+    assert incarnation_module._decode({1: wire.join(wire.dumps("value"))})[1][1] == "value"
+    assert len(tries) == 2
+
+
+def test_a_module_that_is_not_there_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def missing(_: wire.Buffer) -> Any:
+        tries.append(1)
+        raise ModuleNotFoundError("No module named 'users'")
+
+    monkeypatch.setattr(wire, "loads", missing)
+    with pytest.raises(Unreadable):
+        incarnation_module._decode({1: wire.join(wire.dumps("value"))})
+    assert len(tries) == 1

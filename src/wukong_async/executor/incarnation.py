@@ -66,6 +66,9 @@ TICK = 1.0
 HAND_OVER_SHARE, HAND_OVER_MOST = 0.2, 30.0
 """What is left of the function's time, as a share and in seconds, when an executor starts nothing
 more; when half of that is gone it gives up what still runs."""
+IMPORT_PAUSES = (0.05, 0.2, 1.0)
+"""Seconds to wait for another thread that imports the same modules."""
+_UNPICKLING = threading.Lock()
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
@@ -318,7 +321,8 @@ class Incarnation:
                 self._fail(failure.input_lost([]))
                 return []
             try:
-                block = await asyncio.to_thread(blocks.decode, frame, starts[index], edges[index])
+                decode = partial(blocks.decode, frame, starts[index], edges[index])
+                block = await asyncio.to_thread(_patiently, decode)
             except blocks.Unreadable as error:
                 self._fail(self._unreadable("plan", error))
                 return []
@@ -505,13 +509,31 @@ class Incarnation:
         self._engine.published()
 
 
+def _patiently(unpickle: Callable[[], T]) -> T:
+    """What `unpickle` makes, whatever other threads import meanwhile.
+
+    Modules that import each other may be seen half done by a thread that comes in from the other
+    side: Python prefers that to a deadlock. It is over when the other thread is through.
+    """
+    with _UNPICKLING:
+        for pause in IMPORT_PAUSES:
+            try:
+                return unpickle()
+            except (ImportError, blocks.Unreadable) as error:
+                cause = error.__cause__ if isinstance(error, blocks.Unreadable) else error
+                if not isinstance(cause, ImportError) or isinstance(cause, ModuleNotFoundError):
+                    raise
+            time.sleep(pause)
+        return unpickle()
+
+
 def _decode(frames: dict[int, bytes]) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
     for number in list(frames):
         frame = frames.pop(number)
         try:
-            values[number] = len(frame), wire.loads(frame)
+            values[number] = len(frame), _patiently(partial(wire.loads, frame))
         except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
             raise blocks.Unreadable(number) from error
     return values
