@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 
+import pytest
+
 from tests.simulation.__main__ import CHUNK, run_chunk, story
 
 SEEDS = int(os.environ.get("WUKONG_SIMULATION_SEEDS", "20000"))
 
 
+@pytest.mark.timeout(600)
 def test_no_seed_breaks_a_promise() -> None:
     firsts = range(0, SEEDS, CHUNK)
     with ProcessPoolExecutor() as pool:
