@@ -14,6 +14,7 @@ import pytest
 
 from tests.acceptance.functions import touch_and_wait
 from tests.integration.jobs import new_job
+from wukong_async import engine as engine_module
 from wukong_async import wire
 from wukong_async.blocks import Unreadable
 from wukong_async.config import Settings
@@ -43,13 +44,16 @@ class Job:
         self.worker = worker
         self.invoked: list[str] = []
 
-    async def create(self, dsk: dict[str, Any], key: str, leaves: slice = slice(None)) -> Upload:
-        upload = Upload.prepare(dsk, [key], Settings())
+    async def create(
+        self, dsk: dict[str, Any], keys: str | list[str], leaves: slice = slice(None)
+    ) -> Upload:
+        upload = Upload.prepare(dsk, [keys] if isinstance(keys, str) else keys, Settings())
         await self.store.open(600)
         for batch in upload.batches():
             await self.store.put(batch, 600)
         new = new_job(
             tasks=len(upload.plan),
+            want=len(upload.plan.requested),
             slots=1,
             lease=0.3,
             facts=upload.facts.pack(),
@@ -59,7 +63,7 @@ class Job:
         assert await self.store.create(new) is Status.OK
         return upload
 
-    def incarnation(self) -> Incarnation:
+    def incarnation(self, remaining: float = 600) -> Incarnation:
         job_id = self.store.job_id
         invocation = Invocation(job_id, "0")
         return Incarnation(
@@ -68,7 +72,7 @@ class Job:
             PlanCache(job_id),
             self.worker,
             request_id="request",
-            remaining=600,
+            remaining=remaining,
             invoke=self.invoke,
         )
 
@@ -220,3 +224,37 @@ def test_a_module_that_is_not_there_is_not_waited_for(monkeypatch: pytest.Monkey
     with pytest.raises(Unreadable):
         incarnation_module._decode({1: wire.join(wire.dumps("value"))})
     assert len(tries) == 1
+
+
+async def test_a_result_that_was_told_before_is_announced_after_other_commits(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that is cut tells of a result in one part, and of others in the next ones."""
+    monkeypatch.setattr(engine_module, "COMMIT_MOST", 2)
+    readers: dict[str, Any] = {f"y{i}": (max, "x", f"other{i}") for i in range(5)}
+    others = {f"other{i}": (int, i) for i in range(5)}
+    graph = {"x": (int, 7), **others, **readers, "total": (max, list(readers))}
+    # Somebody else has the other leaves: x is told of five times.
+    upload = await job.create(graph, ["x", "total"], slice(1))
+    assert [upload.plan.keys[n] for n in upload.plan.leaves[:1]] == ["x"]
+    assert await job.incarnation().run() is Status.OK
+    stored = await job.store._connections.command(0, "HGETALL", job.store._key("res"))
+    assert list(stored) == [b"0"]
+
+
+async def test_who_only_reads_until_the_time_is_over_does_not_hand_over(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successors would not come further, and nobody would count them."""
+    await job.create({"x": (int, 7)}, "x")
+    never = asyncio.Event()
+
+    async def get(*_: Any) -> list[bytes | None]:
+        await never.wait()
+        return []
+
+    monkeypatch.setattr(JobStore, "get", get)
+    assert await job.incarnation(remaining=0.2).run() is Status.FENCED
+    assert job.invoked == []
+    record = wire.unpack(await job.record("0"))
+    assert (record[2], record[5]) == (True, 1), "held still, and an attempt"

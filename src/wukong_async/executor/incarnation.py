@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import threading
 import time
@@ -68,6 +69,9 @@ HAND_OVER_SHARE, HAND_OVER_MOST = 0.2, 30.0
 more; when half of that is gone it gives up what still runs."""
 IMPORT_PAUSES = (0.05, 0.2, 1.0)
 """Seconds to wait for another thread that imports the same modules."""
+LONGEST_IMPORT = 10.0
+HALF_DONE = (ImportError, AttributeError)
+"""What a module that another thread is importing leads to."""
 _UNPICKLING = threading.Lock()
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
@@ -85,9 +89,10 @@ class Failed:
 class TookTooLong(Exception):
     """What a try of a task ends with when its time is over."""
 
-    def __init__(self, seconds: float, stack: Sequence[FrameSummary]) -> None:
+    def __init__(self, seconds: float | None, stack: Sequence[FrameSummary]) -> None:
         super().__init__(seconds, stack)
         self.seconds = seconds
+        """Its limit; None if it is the executor whose time is over."""
         self.stack = stack
 
 
@@ -97,6 +102,8 @@ class Progress:
 
     steps: Sequence[Step]
     ran: int = 0
+    began: float = math.inf
+    """When the thread came to it, by the monotonic clock."""
     closed: bool = False
     """The loop does not wait for it any more."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -234,7 +241,8 @@ class Incarnation:
         body = commit_body(commit, self._payloads, self._error, self._engine.told)
         # A result that was published in a commit that passed nothing is announced in a later one.
         kept = self._payloads if commit.stay is None else {}
-        self._payloads = {t: kept[t] for t in kept if t in commit.held}
+        told = {task for task, _ in commit.publish} - commit.held
+        self._payloads = {t: kept[t] for t in kept if t not in told}
         generation = self._engine.generation
         reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
         self._engine.replied(reply)
@@ -278,18 +286,23 @@ class Incarnation:
 
     async def _hand_over(self) -> None:
         """Before the function's time is over: leave the rest to another incarnation."""
-        loop = asyncio.get_running_loop()
         margin = min(HAND_OVER_MOST, HAND_OVER_SHARE * self._remaining)
-        due = loop.time() + self._remaining - margin
-        await asyncio.sleep(self._remaining / 2)
+        await asyncio.sleep(self._ends - self._remaining / 2 - time.monotonic())
         await self._invoke([])
-        await asyncio.sleep(due - loop.time())
+        await asyncio.sleep(self._ends - margin - time.monotonic())
+        if not self._ran_any and not self._progress.ran and self._running is None:
+            self._leave()  # It has only read: the next one would not come further.
         self._pause.set()
         self._engine.hand_over()
         self._wake.set()
         await asyncio.sleep(margin / 2)
         if self._running is not None:
             self._running.cancel()
+
+    def _leave(self) -> None:
+        """End as if crashed, so that it counts as an attempt."""
+        log.warning("executor %s leaves: it has not come to run anything", self._executor)
+        self._stopped(Status.FENCED)
 
     def _stopped(self, status: Status) -> None:
         self._stop.set()
@@ -398,7 +411,9 @@ class Incarnation:
         task, error = failed.task, failed.error
         told_by = {"tries": failed.tries, **self._told_by()}
         if isinstance(error, TookTooLong):
-            return failure.task_timed_out(task, error.seconds, error.stack, **told_by)
+            return failure.task_timed_out(
+                task, error.seconds or self._remaining, error.stack, **told_by
+            )
         return failure.task_failed(task, error, **told_by)
 
     def _told_by(self) -> dict[str, Any]:
@@ -428,10 +443,12 @@ class Incarnation:
             self._fail(self._task_failed(failed))
         elif failed is None or self._ran_any:
             self._engine.ran(progress.ran)
-        else:
-            # It had all of the function's time.
+        elif progress.began < self._ends - self._remaining / 2:
+            # It had all of the function's time, or most of it.
             late = TookTooLong(self._remaining, failed.stack)
             self._fail(self._task_failed(Failed(steps[0].task, late, tries=0)))
+        else:
+            self._leave()
 
     async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
         """Run a task whose time is limited, each try in a thread that can be given up."""
@@ -443,6 +460,7 @@ class Incarnation:
             # Of its own, since a thread that is given up may go on for a while.
             values = {number: self._values[number] for number in program.sources}
             run = partial(_try, task, program, values)
+            self._progress.began = time.monotonic()
             error = await self._await(self._limited, run, limits.timeout)
             if error is None:
                 self._values[task] = values[task]
@@ -450,7 +468,7 @@ class Incarnation:
                     del self._values[number]
                 self._progress.ran = 1
                 return None
-            if isinstance(error, TookTooLong) and self._pause.is_set():
+            if isinstance(error, TookTooLong) and error.seconds is None:
                 return error
             if not _again(program, tries, error):
                 return Failed(task, error, tries)
@@ -466,7 +484,8 @@ class Incarnation:
             await asyncio.wait([self._running], timeout=seconds)
             if self._running.done() and not self._running.cancelled():
                 return future.result()
-            return TookTooLong(seconds or self._remaining, worker.stack())
+            own = not self._running.cancelled()
+            return TookTooLong(seconds if own else None, worker.stack())
         finally:
             self._running = None
             if not future.done():
@@ -515,16 +534,21 @@ def _patiently(unpickle: Callable[[], T]) -> T:
     Modules that import each other may be seen half done by a thread that comes in from the other
     side: Python prefers that to a deadlock. It is over when the other thread is through.
     """
-    with _UNPICKLING:
+    # Not for ever: one that hangs must not hold up the next job in this sandbox.
+    held = _UNPICKLING.acquire(timeout=LONGEST_IMPORT)
+    try:
         for pause in IMPORT_PAUSES:
             try:
                 return unpickle()
-            except (ImportError, blocks.Unreadable) as error:
+            except (*HALF_DONE, blocks.Unreadable) as error:
                 cause = error.__cause__ if isinstance(error, blocks.Unreadable) else error
-                if not isinstance(cause, ImportError) or isinstance(cause, ModuleNotFoundError):
+                if not isinstance(cause, HALF_DONE) or isinstance(cause, ModuleNotFoundError):
                     raise
             time.sleep(pause)
         return unpickle()
+    finally:
+        if held:
+            _UNPICKLING.release()
 
 
 def _decode(frames: dict[int, bytes]) -> dict[int, tuple[int, Any]]:
@@ -548,6 +572,7 @@ def _run_steps(
 ) -> Failed | None:
     """Run tasks one after the other, until one fails or there is no more time for them."""
     programs = cache.programs
+    progress.began = time.monotonic()
     for task, drops in progress.steps:
         program = programs[task]
         for tries in count(1):

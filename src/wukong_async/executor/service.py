@@ -52,6 +52,7 @@ class Service:
         self._loop = new_event_loop()
         self._connections: Connections | None = None
         self._invoker: Invoker | None = None
+        self._making = asyncio.Lock()
         self._worker = Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
@@ -96,13 +97,14 @@ class Service:
     async def _invoke(self, arn: str, invocations: Sequence[Invocation]) -> None:
         """Invoke this function. Events that cannot be sent are left to the watcher."""
         try:
-            if self._invoker is None:
-                await asyncio.to_thread(import_module, "aiobotocore.session")
-                settings = self._settings.replace(
-                    function_name=arn,
-                    endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
-                )
-                self._invoker = await Invoker(settings).__aenter__()
+            async with self._making:
+                if self._invoker is None:
+                    await asyncio.to_thread(import_module, "aiobotocore.session")
+                    settings = self._settings.replace(
+                        function_name=arn,
+                        endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
+                    )
+                    self._invoker = await Invoker(settings).__aenter__()
             await self._invoker.invoke_all([i.to_json() for i in invocations])
         except WukongError as error:
             log.warning("%d events were not sent: %s", len(invocations), error)
