@@ -369,19 +369,8 @@ class Engine:
         told += [
             d for group in groups for t in group if t not in self._mine for d in self._inputs(t)
         ]
-        publish = tuple(d for d in dict.fromkeys(told) if d not in self._published)
         self._lock(groups)
-        self._published.update(publish)
-        self._prepare(
-            Commit(
-                publish=tuple((d, len(self._specs[d].consumers)) for d in publish),
-                held=self._requested(publish),
-                arrivals=tuple((c, n, tuple(edges)) for c, n, edges in arrivals),
-                probes=probes,
-                offers=groups,
-            ),
-            publish,
-        )
+        self._tell(told, arrivals, probes, groups)
         return True
 
     @property
@@ -780,21 +769,32 @@ class Engine:
         self, arrivals: Mapping[int, Mapping[int, int]], degrees: Mapping[int, int]
     ) -> None:
         """All at once would hold up the store: tell a part, in a commit that passes nothing."""
-        some: dict[int, list[int]] = {}
-        publish: dict[int, int] = {}
         edges = [(c, e, t) for c, brought in arrivals.items() for e, t in brought.items()]
-        for consumer, edge, task in edges[:COMMIT_MOST]:
+        some: dict[int, list[int]] = {}
+        for consumer, edge, _ in edges[:COMMIT_MOST]:
             some.setdefault(consumer, []).append(edge)
             self._edges.add(edge)
-            if task not in self._published:
-                publish[task] = len(self._specs[task].consumers)
+        told = [task for _, _, task in edges[:COMMIT_MOST]]
+        self._tell(told, [(c, degrees[c], brought) for c, brought in some.items()])
+
+    def _tell(
+        self,
+        tasks: Iterable[int],
+        arrivals: Iterable[tuple[int, int, Iterable[int]]],
+        probes: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...] = (),
+        offers: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
+        """Form a commit that passes nothing, and publishes these outputs with all their readers."""
+        publish = tuple(d for d in dict.fromkeys(tasks) if d not in self._published)
         self._published.update(publish)
         commit = Commit(
-            publish=tuple(publish.items()),
+            publish=tuple((d, len(self._specs[d].consumers)) for d in publish),
             held=self._requested(publish),
-            arrivals=tuple((c, degrees[c], tuple(brought)) for c, brought in some.items()),
+            arrivals=tuple((c, degree, tuple(edges)) for c, degree, edges in arrivals),
+            probes=probes,
+            offers=offers,
         )
-        self._prepare(commit, tuple(publish))
+        self._prepare(commit, publish)
 
     def _prepare(self, commit: Commit, tasks: Sequence[int]) -> None:
         """Send a commit as soon as these outputs are durable."""
