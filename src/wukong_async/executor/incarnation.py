@@ -292,6 +292,7 @@ class Incarnation:
         await asyncio.sleep(self._ends - margin - time.monotonic())
         if not self._ran_any and not self._progress.ran and self._running is None:
             self._leave()  # It has only read: the next one would not come further.
+            return
         self._pause.set()
         self._engine.hand_over()
         self._wake.set()
