@@ -454,18 +454,8 @@ class ModelStore:
         self.job = None
         self.owned = None
         self.is_open = False
-        for books in (
-            self.live,
-            self.records,
-            self.counts,
-            self.refs,
-            self.values,
-            self.results,
-            self.arrived,
-            self.taken,
-            self.dead,
-        ):
-            books.clear()
+        self._forget_work()
+        self.results.clear()
 
     def retire(self) -> bool:
         """Both halves at once."""
@@ -483,6 +473,13 @@ class ModelStore:
         if job is None or job.owner is None:
             return True
         job.owner = None
+        self._forget_work()
+        if not done:
+            self.results.clear()
+        return True
+
+    def _forget_work(self) -> None:
+        """All that only a running job needs."""
         for books in (
             self.live,
             self.records,
@@ -494,9 +491,6 @@ class ModelStore:
             self.dead,
         ):
             books.clear()
-        if not done:
-            self.results.clear()
-        return True
 
     def lapsed(self) -> bool:
         """Whether the owner's lease is over."""

@@ -135,8 +135,6 @@ class Scheduler:
     async def run(self, graph: object, keys: Any, options: Options) -> tuple[Any, JobSummary]:
         """Compute keys of a Dask graph: their values, nested like them, and what it took.
 
-        `annotations` hold for tasks without their own.
-
         Raises
         ------
         wukong_async.errors.WukongError
