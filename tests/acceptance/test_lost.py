@@ -13,7 +13,7 @@ from tests.acceptance.functions import deadly, inc
 from tests.conftest import eventually, keys_of
 from wukong_async import Faults, LocalCluster, WukongClient, invoker
 from wukong_async.errors import ExecutorLost
-from wukong_async.scheduler import scheduler
+from wukong_async.scheduler import job
 
 SAYS = (
     r"Executor 0 vanished 2 times \(wukong\.max_attempts\), at last in request [0-9a-f-]{36},"
@@ -91,7 +91,7 @@ async def test_the_gil_held_for_longer_than_the_function_may_take() -> None:
 
 
 async def test_no_concurrency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "UNSTARTED", 1)
+    monkeypatch.setattr(job, "UNSTARTED", 1)
     monkeypatch.setattr(invoker, "ATTEMPTS", 1)
     with LocalCluster(1, faults=Faults(throttle=1)) as cluster:
         async with WukongClient(cluster, lease=0.3, grace=0.3) as client:

@@ -13,9 +13,9 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from threading import Thread
+from typing import Any, Self, TypeVar
 
 import pytest
 
@@ -24,7 +24,8 @@ from tests.simulation.model import Arrival, ModelStore
 from tests.simulation.world import World
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Begun, JobState, Outcome, Reply, Status, Watch
-from wukong_async.store import Connections, JobStore, NewJob, lapsed_jobs, scripts
+from wukong_async.store import Connections, JobStore, NewJob, lapsed_jobs, place_of, scripts
+from wukong_async.store.job import REGISTRY
 from wukong_async.store.scripts import Script
 
 T = TypeVar("T")
@@ -39,15 +40,28 @@ SERVER_TIME = """\
 """
 
 
-@dataclass
 class Server:
-    """A server and a loop to talk to it on, from synchronous code."""
+    """A server and a loop to talk to it on, from a thread with another loop. A context manager."""
 
-    runner: asyncio.Runner
-    connections: Connections
+    def __init__(self, url: str) -> None:
+        self.connections = Connections([url], timeout=5)
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.ask(self.connections.__aenter__())
+        self.ask(self.connections.check())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ask(self.connections.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def ask(self, request: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(request)
+        return asyncio.run_coroutine_threadsafe(request, self._loop).result()
 
 
 class BothStores(ModelStore):
@@ -111,7 +125,19 @@ class BothStores(ModelStore):
         return self._same(super().watch(owner, most), self.real.watch(owner, most))
 
     def retire(self) -> bool:
+        results = self.outcome().results.items()
+        places = [place for n, value in results if (place := place_of(n, value)) is not None]
+        super().close("retire", [name for place in places for name in place.names])
         return self._same(super().retire(), self.real.retire())
+
+    def lose(self, *, metadata: bool, data: bool) -> None:
+        """Everything, since there is one server."""
+        super().lose(metadata=True, data=True)
+        command = self.server.connections.command
+        keys = self.server.ask(command(0, "KEYS", self.real._key("*")))
+        if keys:
+            self.server.ask(command(0, "DEL", *keys))
+        self.server.ask(command(0, "ZREM", REGISTRY, self.real.job_id))
 
     def lapsed(self) -> bool:
         async def ask() -> bool:
@@ -125,13 +151,16 @@ class BothStores(ModelStore):
     def outcome(self) -> Outcome:
         return self._same(super().outcome(), self.real.outcome())
 
-    def close(self) -> None:
-        """Left to `forget`: the two are one coroutine in the real store."""
+    def notes(self, names: Iterable[str]) -> list[bytes | None]:
+        return self._same(super().notes(names), self.real.notes(*names))
 
-    def forget(self) -> None:
-        super().close()
-        super().forget()
-        self.server.ask(self.real.finish())
+    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
+        """Left to `forget` and `retire`: the two halves are one coroutine in the real store."""
+        return not self._runs
+
+    def forget(self) -> bool:
+        super().close("finish")
+        return self._same(super().forget(), self.real.finish())
 
     def put(self, objects: Mapping[str, bytes]) -> Status:
         if not objects:
@@ -161,14 +190,10 @@ def server(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             monkeypatch.setattr(scripts, name, Script(script.name, source, sha))
     patched = tuple(s for s in vars(scripts).values() if isinstance(s, Script))
     monkeypatch.setattr(scripts, "ALL", patched)
-    with asyncio.Runner() as runner:
-        connections = Connections([valkey.url], timeout=5)
-        runner.run(connections.__aenter__())
-        runner.run(connections.check())
-        yield Server(runner, connections)
-        keys = runner.run(connections.command(0, "KEYS", "*"))
-        runner.run(connections.command(0, "FLUSHALL"))
-        runner.run(connections.__aexit__(None, None, None))
+    with Server(valkey.url) as server:
+        yield server
+        keys = server.ask(server.connections.command(0, "KEYS", "*"))
+        server.ask(server.connections.command(0, "FLUSHALL"))
     assert keys == [CLOCK.encode()]
 
 
@@ -218,7 +243,6 @@ def test_both_agree_on_owners_and_limits(server: Server) -> None:
                     seen.add(("retire", both.retire()))
             both.outcome()
         both.cancel(JobState.CANCELLED, b"")
-        both.close()
         both.forget()
         assert both.is_empty()
     states = (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED)

@@ -433,8 +433,20 @@ async def test_of_a_failure_only_the_words_are_kept(job: Job, connections: Conne
     assert len(await connections.command(0, "KEYS", "*")) == 1
 
 
-@pytest.mark.parametrize("key", ["live", "rec"])
-async def test_a_watcher_notices_that_executors_are_lost(
+async def test_a_finisher_that_dies_half_way_is_succeeded(
+    job: Job, connections: Connections
+) -> None:
+    await job.create(result_ttl=5, manifest=b"m")
+    await job.store.cancel(JobState.FAILED, b"because")
+    assert await job.store._close(0, "finish")
+    assert await job.store.notes("manifest", "error") == [None, b"because"]
+    # Its client has had what it wanted: nothing of it has to be kept.
+    assert await job.store.retire()
+    assert await connections.command(0, "KEYS", "*") == []
+
+
+@pytest.mark.parametrize("key", ["live", "rec", "open"])
+async def test_a_watcher_notices_what_the_server_has_lost(
     job: Job, connections: Connections, key: str
 ) -> None:
     await job.create()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from wukong_async import wire
+from wukong_async import failure, wire
 from wukong_async.protocol import (
     Begun,
     JobState,
@@ -40,6 +40,7 @@ METADATA = (
     "dead",
     "owned",
     "claimed",
+    "passed",
 )
 OWNED = 2
 
@@ -72,6 +73,7 @@ class Job:
     begins: int = 0
     limit: float | None = None
     owner: str | None = None
+    manifest: bytes | None = b""
 
 
 @dataclass
@@ -90,6 +92,9 @@ class ModelStore:
     results: dict[int, bytes] = field(default_factory=dict)
     owned: float | None = None
     is_open: bool = False
+    """The mark on the data shard."""
+    marked: bool = False
+    """The mark beside the metadata."""
     arrived: set[int] = field(default_factory=set)
     taken: bytearray = field(default_factory=bytearray)
     dead: set[int] = field(default_factory=set)
@@ -98,6 +103,8 @@ class ModelStore:
 
     # What the invariants are checked on.
     claimed: list[int] = field(default_factory=list)
+    passed: list[int] = field(default_factory=list)
+    failed: bytes = b""
 
     def is_empty(self) -> bool:
         """Whether no key is left."""
@@ -111,6 +118,7 @@ class ModelStore:
             or self.results
             or self.owned
             or self.is_open
+            or self.marked
             or self.arrived
             or self.taken
             or self.dead
@@ -129,14 +137,14 @@ class ModelStore:
     # Metadata ---------------------------------------------------------------------------------
 
     def open(self) -> None:
-        self.is_open = True
+        self.is_open = self.marked = True
 
     def create(self, new: NewJob) -> Status:
-        if not self.is_open:
+        if not self.marked:
             return Status.GONE
         if self.job is not None:
             return Status.OK
-        self.job = Job(new)
+        self.job = Job(new, manifest=new.manifest)
         self.taken = bytearray(new.taken)
         if new.timeout is not None:
             self.job.limit = self.now() + new.timeout
@@ -393,6 +401,8 @@ class ModelStore:
                 self._own(job, owner)
         revived: list[str] = []
         unheard = 0
+        if job.state is JobState.RUNNING and not self._timed_out(job) and not self.marked:
+            self._finish_job(JobState.FAILED, failure.data_lost("its mark on a server"))
         if job.state is JobState.RUNNING and not self._timed_out(job):
             silent = sorted((e, x) for x, e in self.live.items() if self._is_over(e))
             for _, executor in silent[:most]:
@@ -440,43 +450,47 @@ class ModelStore:
             job.state, job.error, results, job.new.tasks, job.passed, job.commits, job.begins
         )
 
-    def close(self) -> None:
-        """First half of finish: the data shard."""
-        self.is_open = False
-        for name in self.index:
+    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
+        """First half of an end: the data shard."""
+        if self._runs and why != "release":
+            return False
+        if self.job is not None and why == "finish":
+            self.job.manifest = None
+        self.is_open = self.marked = False
+        for name in self.index.difference(stays):
             self.objects.pop(name, None)
-        self.index.clear()
+        self.index.intersection_update(stays)
+        return True
 
-    def forget(self) -> None:
-        """Second half of finish: the metadata."""
-        if self.job is not None and self.job.state is JobState.RUNNING:
-            return
+    def forget(self) -> bool:
+        """Second half: the metadata."""
+        if self._runs:
+            return False
         self.job = None
         self.owned = None
-        self.is_open = False
+        self.marked = False
         self._forget_work()
         self.results.clear()
+        return True
 
     def retire(self) -> bool:
-        """Both halves at once."""
+        """Another second half: the results stay."""
         job = self.job
-        if job is not None and job.state is JobState.RUNNING:
+        if self._runs:
             return False
-        done = job is not None and job.state is JobState.DONE
-        places = [place_of(n, value) for n, value in self.results.items()] if done else []
-        stay = {name for place in places if place for name in place.names}
-        self.is_open = False
-        for name in self.index - stay:
-            self.objects.pop(name, None)
-        self.index &= stay
         self.owned = None
         if job is None or job.owner is None:
             return True
         job.owner = None
+        self.marked = False
         self._forget_work()
-        if not done:
+        if job.state is not JobState.DONE:
             self.results.clear()
         return True
+
+    @property
+    def _runs(self) -> bool:
+        return self.job is not None and self.job.state is JobState.RUNNING
 
     def _forget_work(self) -> None:
         """All that only a running job needs."""
@@ -492,9 +506,38 @@ class ModelStore:
         ):
             books.clear()
 
+    def lose(self, *, metadata: bool, data: bool) -> None:
+        """One of two servers is restarted empty, or both are."""
+        if metadata:
+            self.job = None
+            self.owned = None
+            self.marked = False
+            self._forget_work()
+            self.results.clear()
+            self.claimed.clear()
+            self.passed.clear()
+        if data:
+            self.objects.clear()
+            self.index.clear()
+            self.is_open = False
+
     def lapsed(self) -> bool:
         """Whether the owner's lease is over."""
         return self.owned is not None and self._is_over(self.owned)
+
+    def notes(self, names: Iterable[str]) -> list[bytes | None]:
+        """Fields of the job."""
+        job = self.job
+        if job is None:
+            return [None for _ in names]
+        fields = {
+            "error": job.error,
+            "facts": job.new.facts,
+            "manifest": job.manifest,
+            "result_ttl": b"%d" % round(job.new.result_ttl * 1000),
+            "versions": job.new.versions,
+        }
+        return [fields[name] for name in names]
 
     # Objects ----------------------------------------------------------------------------------
 
@@ -562,5 +605,5 @@ class ModelStore:
     def _finish_job(self, state: JobState, error: bytes) -> None:
         assert self.job is not None
         self.job.state = state
-        self.job.error = error
+        self.job.error = self.failed = error
         self.announce()

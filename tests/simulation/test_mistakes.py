@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
 from tests.simulation.model import Arrival, ModelStore, Record
 from tests.simulation.policy import Policy
-from tests.simulation.world import Client, Executor, Faults, World
+from tests.simulation.processes import SimulatedStore
+from tests.simulation.world import Executor, Faults, World
 from wukong_async import engine as engine_module
-from wukong_async import wire
+from wukong_async import failure, wire
 from wukong_async.engine import Engine
 from wukong_async.protocol import Begun, Commit, JobState, Marks, Reply, Status, TaskSpec, Watch
-from wukong_async.store import NewJob, commit_body
+from wukong_async.store import JobStore, NewJob, commit_body
+from wukong_async.watcher import Watcher
 
 SEEDS = 3000
 """At most, until a mistake is noticed."""
@@ -38,13 +42,17 @@ ALONE = Policy()
 SHARING = Policy(arrive=0.2, probe=0.2, offer=0.2)
 BUSY = Weather(Faults(), SHARING)
 LEAVING = Weather(Faults(), replace(SHARING, hand_over=0.1))
-LATE = Weather(Faults(delay_event=0.3), ALONE)
+LATE = Weather(Faults(lose_event=0.2, delay_event=0.3), ALONE)
 NETWORK = Weather(Faults(lose_request=0.05, lose_reply=0.1, repeat_request=0.2), ALONE)
 COPIES = Weather(Faults(repeat_request=0.5, sleep=0.03), replace(SHARING, hand_over=0.01))
 CRASHES = Weather(Faults(crash=0.03, sleep=0.02, repeat_request=0.05), SHARING)
-ARRIVING = Weather(Faults(crash=0.05), Policy(arrive=0.9))
+ARRIVING = Weather(Faults(crash=0.02), Policy(arrive=0.9, offer=0.1))
 FAIL_OVER = Weather(Faults(sleep=0.1, fail_over=0.5), SHARING)
-WEATHERS = (BUSY, LEAVING, LATE, NETWORK, COPIES, CRASHES, ARRIVING, FAIL_OVER)
+LOSSES = Weather(Faults(sleep=0.1, data_loss=0.1), ALONE)
+DEATHS = Weather(
+    Faults(crash=0.03, sleep=0.05, client_dies=0.1, suspend=0.05, attach=0.2, cancel=0.02), ALONE
+)
+WEATHERS = (BUSY, LEAVING, LATE, NETWORK, COPIES, CRASHES, ARRIVING, FAIL_OVER, LOSSES, DEATHS)
 
 
 # The store: records, fences, leases ----------------------------------------------------------
@@ -487,7 +495,7 @@ class FencedButDeletes(Executor):
         fenced = self.alive and self.engine.state.name == "EXIT" and hasattr(self, "written")
         super().step()
         if fenced:
-            self.world.store.delete(self.written)
+            self.store.delete(self.written)
 
 
 class PartsAreNamedAlike(Executor):
@@ -691,22 +699,104 @@ class ArrivalsOfSuccessorsAreCounts(_Changed):
         return replace(commit, arrivals=arrivals) if commit.stay is not None else commit
 
 
-# The client -----------------------------------------------------------------------------------
+# The client, the proxy, and who attaches ------------------------------------------------------
 
 
-class NobodyLooksAgain(Client):
+class _Patched(World):
+    """A world where something of the real code is replaced."""
+
+    where: type | ModuleType
+    name: str
+    instead: Callable[..., Any]
+
+    def run(self) -> World:
+        with patch.object(self.where, self.name, self.instead):
+            return super().run()
+
+
+async def _nothing(*_: object) -> None:
+    """Not done."""
+
+
+class NobodyLooksAgain(_Patched):
     """The client waits for the announcement alone."""
 
-    def tick(self) -> None:
-        pass
+    where, name = Watcher, "look"
+
+    @staticmethod
+    async def instead(*_: object) -> Watch:
+        return Watch(JobState.RUNNING)
 
 
-class DeafWorld(World):
-    """Its client is deaf."""
+class NobodyIsInvokedAgain(_Patched):
+    """What is revived in the store is told to nobody."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.client = NobodyLooksAgain(self)
+    where, name, really = Watcher, "invoke", Watcher.invoke
+
+    @staticmethod
+    async def instead(watcher: Watcher, executors: Sequence[str]) -> None:
+        if not watcher.invocations:
+            await NobodyIsInvokedAgain.really(watcher, executors)
+
+
+class LostJobsAreNotRunAgain(_Patched):
+    """What the store has lost is the caller's to deal with."""
+
+    where, name = failure, "is_loss"
+
+    @staticmethod
+    def instead(_: bytes) -> bool:
+        return False
+
+
+class LostMarksAreNotMissed(_Patched):
+    """Nothing can be written on a server that was restarted, and nobody asks why."""
+
+    where, name = SimulatedStore, "is_open"
+
+    @staticmethod
+    async def instead(_: SimulatedStore) -> bool:
+        return True
+
+
+class JobsAreLeftBehind(_Patched):
+    """The client has what it wants."""
+
+    where, name, instead = JobStore, "finish", staticmethod(_nothing)
+
+
+class JobsAreNotEnded(_Patched):
+    """A client that is cancelled leaves its job alone."""
+
+    where, name, instead = SimulatedStore, "cancel", staticmethod(_nothing)
+
+
+class HeirsKeepEverything(_Patched):
+    """Who takes over never lets go."""
+
+    where, name, instead = Watcher, "retire", staticmethod(_nothing)
+
+
+class NobodyInherits(ModelStore):
+    """A job belongs to its client, even if that is dead."""
+
+    def watch(self, owner: str = "", most: int = 1000) -> Watch:
+        alone = self.job is None or self.job.owner in (None, owner)
+        return super().watch(owner if alone else "", most)
+
+
+class ResultsAreNotKept(ModelStore):
+    """A retired job is forgotten on the data servers."""
+
+    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
+        return super().close(why)
+
+
+class WhatIsDeletedLooksLost(ModelStore):
+    """Nothing says that the client has taken the results."""
+
+    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
+        return super().close("retire", stays)
 
 
 class UsesAreCountedAsEdges(World):
@@ -765,11 +855,25 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (UnfinishedInputsArrive, BUSY),
     (CutCommitsPassFirst, BUSY),
     (ArrivalsOfSuccessorsAreCounts, CRASHES),
-    (DeafWorld, BUSY),
+    (NobodyLooksAgain, BUSY),
+    (NobodyIsInvokedAgain, LATE),
+    (LostJobsAreNotRunAgain, LOSSES),
+    (JobsAreLeftBehind, BUSY),
+    (JobsAreNotEnded, DEATHS),
+    (HeirsKeepEverything, DEATHS),
+    (NobodyInherits, DEATHS),
+    (ResultsAreNotKept, DEATHS),
+    (WhatIsDeletedLooksLost, DEATHS),
     (UsesAreCountedAsEdges, BUSY),
 )
-ONLY_DEARER = (ProbesAreRepeated, PublishedInputsAreProbed, UnfinishedInputsAreProbed)
-"""A claim marks what is in no store, so a probe at the wrong time is never wrong, only in vain."""
+ONLY_DEARER: Sequence[tuple[type, Weather]] = (
+    # A claim marks what is in no store, so a probe at the wrong time is never wrong, only in vain.
+    *((ProbesAreRepeated, weather) for weather in (LEAVING, CRASHES)),
+    *((PublishedInputsAreProbed, weather) for weather in (LEAVING, CRASHES)),
+    *((UnfinishedInputsAreProbed, weather) for weather in (LEAVING, CRASHES)),
+    # An executor that is invoked again does not find the plan there either, which ends the job.
+    (LostMarksAreNotMissed, LOSSES),
+)
 
 
 def _world(mistake: type, seed: int) -> World:
@@ -804,8 +908,7 @@ def test_without_a_mistake_nothing_is_noticed(weather: Weather) -> None:
     assert not _violation(World, weather, QUIET_SEEDS)
 
 
-@pytest.mark.parametrize("extravagance", ONLY_DEARER)
-@pytest.mark.parametrize("weather", [LEAVING, CRASHES])
+@pytest.mark.parametrize(("extravagance", "weather"), ONLY_DEARER)
 def test_what_only_costs_more_breaks_nothing(extravagance: type, weather: Weather) -> None:
     assert not _violation(extravagance, weather, 100)
 

@@ -1,23 +1,37 @@
-"""A seeded world: one job, its client and watcher, its executors, and everything that can happen.
+"""A seeded world: one job, its client, its executors, who else looks at it, and what can happen.
 
-The engine is the real one, and so are the bodies of its commits; the store is the model. Time is
-simulated: every request takes a while each way, and at every step the seed may lose it, lose its
-answer, deliver it twice, crash the executor, or let it sleep past its lease. Invocations get lost,
-late, and delivered twice. After `CALM` seconds nothing more goes wrong, and the job has to end.
+The engine is the real one, and so are the bodies of its commits, the client's part, the watcher,
+the proxy's and that of who attaches; the store is the model. Time is simulated: every request
+takes a while each way, and at every step the seed may lose it, lose its answer, deliver it twice,
+crash the executor, or let it sleep past its lease. Invocations get lost, late, refused, and
+delivered twice; clients and proxies die; servers forget their last moments, or everything. After
+`CALM` seconds nothing more goes wrong, and the job has to end.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import asyncio
+import contextlib
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tests.simulation.graphs import Workload, random_workload
+from tests.simulation.loop import Idle, SimulatedLoop
 from tests.simulation.model import ModelStore
 from tests.simulation.policy import Policy
+from tests.simulation.processes import (
+    LEASE,
+    TICK,
+    Attached,
+    Canceller,
+    Client,
+    Process,
+    Proxy,
+    freeze,
+)
 from wukong_async import engine as engine_module
 from wukong_async import failure, wire
 from wukong_async.engine import (
@@ -37,24 +51,13 @@ from wukong_async.engine import (
     State,
     Step,
 )
-from wukong_async.protocol import (
-    Begun,
-    Commit,
-    JobState,
-    Payload,
-    Reply,
-    Status,
-    Watch,
-    child_name,
-)
-from wukong_async.store import NewJob, commit_body, payload
+from wukong_async.errors import JobCancelled, StoreLost
+from wukong_async.protocol import Begun, Commit, JobState, Payload, Reply, Status, child_name
+from wukong_async.store import commit_body, payload, place_of
 
 T = TypeVar("T")
 
-LEASE = 2.0
-GRACE = 2.0
-TICK = 1.0
-CALM = 40.0
+CALM = 25.0
 """Simulated seconds after which no more faults are injected."""
 BOUND = 400.0
 """By then the job must have ended."""
@@ -68,6 +71,10 @@ class Violation(AssertionError):
     """A promise was broken."""
 
 
+class Boom(Exception):
+    """What a task raises."""
+
+
 @dataclass
 class Faults:
     """How often things go wrong, each a probability per opportunity."""
@@ -77,13 +84,23 @@ class Faults:
     repeat_request: float = 0.0
     crash: float = 0.0
     sleep: float = 0.0
+    skew: float = 0.0
+    """The clock of an executor runs fast or slow."""
     lose_event: float = 0.0
     repeat_event: float = 0.0
     delay_event: float = 0.0
     cancel: float = 0.0
+    refuse_event: float = 0.0
+    suspend: float = 0.0
+    """A client or a proxy sleeps."""
     client_dies: float = 0.0
+    """And proxies."""
+    attach: float = 0.0
+    """Another process waits for the job as well."""
     fail_over: float = 0.0
     """The metadata goes back to what it was a moment before."""
+    data_loss: float = 0.0
+    """A server is restarted empty."""
 
     @classmethod
     def random(cls, rng: random.Random) -> Faults:
@@ -92,10 +109,15 @@ class Faults:
         faults = cls()
         for name in vars(faults):
             if rng.random() < 0.6:
-                setattr(faults, name, rng.choice((0.01, 0.05, 0.2)))
+                # Each of these costs seconds; jobs that get nowhere show nothing.
+                much = 0.1 if name in ("crash", "sleep") else 0.2
+                setattr(faults, name, rng.choice((0.01, 0.05, much)))
         faults.cancel = rng.choice((0.0, 0.0, 0.0, 0.002))
         faults.client_dies = rng.choice((0.0, 0.0, 0.0, 0.05))
+        faults.suspend = rng.choice((0.0, 0.0, 0.0, 0.05))
+        faults.attach = rng.choice((0.0, 0.0, 0.0, 0.05))
         faults.fail_over = rng.choice((0.0, 0.0, 0.01, 0.05))
+        faults.data_loss = rng.choice((0.0, 0.0, 0.0, 0.01))
         return faults
 
 
@@ -112,11 +134,9 @@ class World:
     executor_class: type[Executor] | None = None
     without: frozenset[str] = frozenset()
     calm: float = CALM
-    time: float = 0.0
     trace: list[str] = field(default_factory=list)
     tracing: bool = False
     injected: dict[str, int] = field(default_factory=dict)
-    passed: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -127,19 +147,22 @@ class World:
             for name in self.without.intersection(vars(kinds)):
                 setattr(kinds, name, 0.0)
         self.slots = self.rng.randint(1, 4)
+        self.servers = 1 if self.rng.random() < 0.7 else 2
         self.groups = self.workload.plan.groups(self.rng.randint(1, self.slots))
-        self.store = self.store_class(lambda: self.time, self.announce)
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._nonces = itertools.count()
-        self.client = Client(self)
-        self.proxy = Proxy(self)
+        self.loop = SimulatedLoop()
+        self.stores: dict[str, ModelStore] = {}
+        self.processes: list[Process] = []
         self.executors: list[Executor] = []
+        self.client = Client(self)
 
     # Time -------------------------------------------------------------------------------------
 
+    @property
+    def time(self) -> float:
+        return self.loop.now
+
     def after(self, delay: float, event: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (self.time + delay, next(self._order), event))
+        self.loop.after(delay, event)
 
     def run(self) -> World:
         """Run to the end and check what must hold then.
@@ -148,28 +171,83 @@ class World:
         ------
         Violation
         """
-        with _small_windows(self.rng):
-            self.client.start()
-            if self.faults.client_dies:
-                self.proxy.start()
-            while self._events:
-                self.time, _, event = heapq.heappop(self._events)
-                event()
-                self._check_always()
-                if self.time > BOUND and not self.finished:
-                    raise Violation(f"no end after {BOUND} s: the job hangs")
-        self._check_end()
+        unheard: list[Mapping[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, told: unheard.append(told))
+        with _quiet(), _small_windows(self.rng), contextlib.closing(self.loop):
+            try:
+                self.loop.run_until_complete(self._live())
+            except Idle:
+                raise Violation("nothing happens any more, and somebody waits: a hang") from None
+            finally:
+                self._end()
+        if unheard:
+            raise Violation(f"nobody has heard of {unheard}")
         return self
 
-    @property
-    def finished(self) -> bool:
-        """Whether somebody has heard how the job has ended, and cleaned up."""
-        return self.client.finished or self.proxy.finished
+    async def _live(self) -> None:
+        self.client.start()
+        if self.faults.client_dies or self.faults.suspend:
+            Proxy(self, "proxy").start()
+        while not self.is_over():
+            await asyncio.sleep(TICK)
+            self._befall()
+        for process in self.processes:
+            assert process.task is not None
+            await process.task
+        self.loop.exhaust()
+        for job_id, store in self.stores.items():
+            await self._check_end(job_id, store)
+
+    def _end(self) -> None:
+        """Whoever still waits is not waited for."""
+        for process in self.processes:
+            if process.task is not None and not process.task.done():
+                process.die()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                self.loop.run_until_complete(task)
+
+    def is_over(self) -> bool:
+        """Whether the client has what it wants, or the job has ended without it."""
+        if self.client.alive:
+            return self.client.ended
+        return all(store.job is None or store.job.owner is None for store in self.stores.values())
+
+    def _befall(self) -> None:
+        """What happens to processes and servers, every now and then."""
+        if self.time > BOUND:
+            raise Violation(f"no end after {BOUND} s: the job hangs")
+        job_id = next(reversed(self.stores), "")
+        if self.client.alive and self.happens("client_dies"):
+            self.client.die()
+        for proxy in [p for p in self.processes if isinstance(p, Proxy) and p.alive]:
+            if self.happens("client_dies"):
+                proxy.die()
+                successor = Proxy(self, f"proxy {len(self.processes)}")
+                self.after(self.rng.uniform(0, 4 * LEASE), successor.start)
+        if self.happens("attach"):
+            Attached(self, f"attached {len(self.processes)}", job_id).start()
+        if self.happens("cancel"):
+            if self.client.alive and self.client.task and self.rng.random() < 0.5:
+                self.client.task.cancel()
+            else:
+                Canceller(self, f"canceller {len(self.processes)}", job_id).start()
+        if self.happens("fail_over"):
+            self._fail_over(self.stores[job_id])
+        if self.happens("data_loss"):
+            kept = "nothing" if self.servers == 1 else self.rng.choice(("metadata", "data"))
+            self.note(f"-- {kept} is kept")
+            self.stores[job_id].lose(metadata=kept != "metadata", data=kept != "data")
+
+    def a_while(self) -> float:
+        """Seconds that somebody sleeps; sometimes they outlast the longest lease."""
+        return self.rng.uniform(0, self.rng.choice((2, 2, 9)) * LEASE)
 
     def happens(self, name: str) -> bool:
         """Whether a fault strikes now."""
         chance = getattr(self.faults, name)
-        if not chance or self.time > self.calm or self.rng.random() >= chance:
+        if not chance or self.loop.now > self.calm or self.rng.random() >= chance:
             return False
         self.injected[name] = self.injected.get(name, 0) + 1
         self.note(f"-- {name}")
@@ -179,24 +257,36 @@ class World:
         if self.tracing:
             self.trace.append(f"{self.time:8.3f} {text}")
 
-    def fail_over(self) -> None:
+    def _fail_over(self, store: ModelStore) -> None:
         """What the store has acknowledged in the last moments is lost; its data shards are not."""
-        before = self.store.memory(), list(self.passed)
+        before = store.memory()
 
         def lose() -> None:
-            job = self.store.job
-            if job is not None and job.state is JobState.RUNNING:
-                memory, self.passed = before
-                self.store.remember(memory)
+            if store.job is not None and store.job.state is JobState.RUNNING:
+                if before["job"] is None:
+                    self.injected["data_loss"] = self.injected.get("data_loss", 0) + 1
+                store.remember(before)
+                self._check_always()
                 self.note("-- what was acknowledged is forgotten")
 
         self.after(self.rng.uniform(0, 0.5), lose)
+
+    @property
+    def store(self) -> ModelStore:
+        """That of the job, or of the last one if it was run again."""
+        return self.stores[next(reversed(self.stores))]
+
+    def store_of(self, job_id: str) -> ModelStore:
+        """What the servers have of a job."""
+        if job_id not in self.stores:
+            self.stores[job_id] = self.store_class(lambda: self.time, self.announce)
+        return self.stores[job_id]
 
     # The network ------------------------------------------------------------------------------
 
     def ask(
         self,
-        who: Client | Executor,
+        who: Process | Executor,
         what: str,
         request: Callable[[], T],
         answered: Callable[[T], None],
@@ -217,9 +307,11 @@ class World:
 
         def late_copy() -> None:
             request()
+            self._check_always()
 
         def arrive() -> None:
             answer = request()
+            self._check_always()
             if self.tracing:
                 self.note(f"{who.name} {what} → {answer!s:.160}")
             if self.happens("lose_reply"):
@@ -235,26 +327,29 @@ class World:
 
         send()
 
-    def invoke(self, executor: str) -> None:
+    def invoke(self, job_id: str, executor: str) -> None:
         """Send an event."""
         if self.happens("lose_event"):
             return
-        late = self.rng.uniform(0, 6 * LEASE) if self.happens("delay_event") else 0
         copies = 2 if self.happens("repeat_event") else 1
+        late = self._late()
         for _ in range(copies):
-            self.after(self._latency() + late, lambda: self._deliver(executor))
+            self.after(self._latency() + late, lambda: self._deliver(job_id, executor))
 
     def announce(self) -> None:
         """Publish a change of state; the message may get lost like any other."""
-        if self.rng.random() < 0.8:
-            for who in (self.client, self.proxy):
-                self.after(self._latency(), who.look)
+        for process in self.processes:
+            if process.alive and self.rng.random() < 0.8:
+                self.after(self._latency() + self._late(), process.hear)
 
-    def _deliver(self, name: str) -> None:
+    def _deliver(self, job_id: str, name: str) -> None:
         make = self.executor_class or Executor
-        executor = make(self, name, f"nonce-{next(self._nonces)}")
+        executor = make(self, job_id, name, f"nonce-{len(self.executors)}")
         self.executors.append(executor)
         executor.step()
+
+    def _late(self) -> float:
+        return self.rng.uniform(0, 6 * LEASE) if self.happens("delay_event") else 0.0
 
     def _latency(self) -> float:
         return self.rng.uniform(0.001, 0.02)
@@ -262,204 +357,83 @@ class World:
     # What must hold ---------------------------------------------------------------------------
 
     def _check_always(self) -> None:
-        store = self.store
-        if len(store.live) > self.slots:
-            raise Violation(f"{len(store.live)} executors on {self.slots} slots")
-        if set(store.live) != set(store.records):
-            raise Violation("`live` and the records differ")
+        for store in self.stores.values():
+            if len(store.live) > self.slots:
+                raise Violation(f"{len(store.live)} executors on {self.slots} slots")
+            if store.live.keys() != store.records.keys():
+                raise Violation("`live` and the records differ")
+        if len(self.stores) > 1 + self.injected.get("data_loss", 0):
+            raise Violation(f"the job is run again, but nothing was lost: {self._failures()}")
 
-    def passes(self, tasks: Sequence[int]) -> None:
+    def _failures(self) -> list[bytes]:
+        return [store.failed for store in self.stores.values() if store.failed]
+
+    def check_references(self, store: ModelStore) -> None:
+        """Nobody reads anything any more once all tasks have passed, but for large results."""
+        if store.job is None or store.job.passed < store.job.new.tasks:
+            return
+        held = self.workload.large.intersection(self.workload.plan.requested)
+        left = {n: count for n, (count, _, _) in store.refs.items()}
+        if any(n not in held or count != 1 for n, count in left.items()):
+            raise Violation(f"kept for readers who never come: {left}")
+
+    def check_results(self, values: Mapping[int, Any]) -> None:
+        """Somebody has got the results."""
+        if self.workload.failing is not None:
+            raise Violation("the job succeeded, but one of its tasks fails")
+        expected = self.workload.expected()
+        for task in self.workload.plan.requested:
+            if whole(values[task]) != expected[task]:
+                raise Violation(f"wrong result for task {task}")
+
+    def check_error(self, error: Exception, losses: int) -> None:
+        """Somebody hears why the job has failed.
+
+        Parameters
+        ----------
+        losses
+            How much has to be lost before it is.
+        """
+        injected = self.injected
+        match error:
+            case Boom(args=(int(task),)) if task == self.workload.failing:
+                return
+            case JobCancelled() if injected.get("cancel"):
+                return
+            case StoreLost() if injected.get("data_loss", 0) >= losses:
+                return
+        raise Violation(f"the job failed: {type(error).__name__}: {error}") from error
+
+    def passes(self, store: ModelStore, tasks: Sequence[int]) -> None:
         """Tasks pass, with effect."""
-        twice = set(tasks) & set(self.passed)
+        twice = set(tasks) & set(store.passed)
         if twice:
             raise Violation(f"tasks pass twice: {sorted(twice)}")
-        self.passed += tasks
+        store.passed += tasks
 
-    def _check_end(self) -> None:
-        if not self.finished:
-            raise Violation("nothing happens any more, and the client has no answer: a hang")
-        if len(set(self.store.claimed)) != len(self.store.claimed):
+    async def _check_end(self, job_id: str, store: ModelStore) -> None:
+        if len(set(store.claimed)) != len(store.claimed):
             raise Violation("a fan-in was claimed twice")
-        if not self.store.is_empty():
-            raise Violation(f"something is left in the store: {self.store}")
+        if not self.client.alive:
+            await self._check_bequest(job_id, store)
+        if not store.is_empty():
+            raise Violation(f"something is left in the store: {store}")
 
-
-@dataclass
-class Client:
-    """The client: it watches its job, and cleans up behind it."""
-
-    world: World
-    name: str = "client"
-    alive: bool = True
-    finished: bool = False
-    looking: bool = False
-    collected: bool = False
-    begins: int = 0
-
-    def when_awake(self, event: Callable[[], None]) -> None:
-        event()
-
-    def start(self) -> None:
-        world = self.world
-        workload = world.workload
-        pointers = []
-        objects: dict[str, bytes] = {}
-        for number, value in workload.literals.items():
-            stored, parts = payload(
-                number, freeze(value, 0), writer="plan", inline_limit=0, part_size=4
-            )
-            pointers.append((number, stored.inline))
-            objects.update((name, wire.join(part)) for name, part in parts)
-        new = NewJob(
-            tasks=len(workload.plan),
-            want=len(workload.plan.requested),
-            channel="",
-            slots=world.slots,
-            lease=LEASE,
-            grace=GRACE,
-            attempts=10_000,
-            unstarted=10_000,
-            ttl=1e9,
-            owner=self.name,
-            facts=b"",
-            values=pointers,
-            records=[(str(i), leaves) for i, leaves in enumerate(world.groups)],
-        )
-
-        def opened(_: None) -> None:
-            self.ask("put", lambda: world.store.put(objects), put)
-
-        def put(_: Status) -> None:
-            self.ask("create", lambda: world.store.create(new), created)
-
-        def created(status: Status) -> None:
-            if status is not Status.OK:
-                raise Violation(f"create says {status}")
-            for executor, _ in new.records:
-                world.invoke(executor)
-            world.after(TICK, self.tick)
-
-        self.ask("open", world.store.open, opened)
-
-    def ask(self, what: str, request: Callable[[], T], answered: Callable[[T], None]) -> None:
-        self.world.ask(self, what, request, answered)
-
-    def tick(self) -> None:
-        if self.collected or not self.alive:
-            return
-        if self.world.happens("client_dies"):
-            self.alive = False
-            return
-        if self.world.happens("cancel"):
-            reason = failure.cancelled("by the simulation")
-            self.ask(
-                "cancel",
-                lambda: self.world.store.cancel(JobState.CANCELLED, reason),
-                lambda _: None,
-            )
-        if self.world.happens("fail_over"):
-            self.world.fail_over()
-        self.ask("watch", lambda: self.world.store.watch(self.name), self.watched)
-        self.world.after(TICK, self.tick)
-
-    def watched(self, watch: Watch) -> None:
-        for executor in watch.revived:
-            self.world.invoke(executor)
-        if watch.state is not JobState.RUNNING:
-            self.look()
-
-    def look(self) -> None:
-        if self.looking or self.collected or not self.alive:
-            return
-        self.looking = True
-
-        def seen(outcome: Any) -> None:
-            self.looking = False
-            if outcome.state in (None, JobState.RUNNING) or self.collected:
-                return
-            self.collected = True
-            self.begins = outcome.begins
-            frames = self.world.store.resolve(outcome.results)
-            self._check(outcome, frames)
-            self.ask("close", self.world.store.close, closed)
-
-        def closed(_: None) -> None:
-            self.ask("forget", self.world.store.forget, forgotten)
-
-        def forgotten(_: None) -> None:
-            self.finished = True
-
-        self.ask("outcome", self.world.store.outcome, seen)
-
-    def _check(self, outcome: Any, frames: dict[int, bytes | None]) -> None:
-        workload = self.world.workload
-        if outcome.state is JobState.CANCELLED:
-            if not self.world.injected.get("cancel"):
-                raise Violation("cancelled by nobody")
-            return
-        if outcome.state is JobState.FAILED:
-            if wire.unpack(outcome.error) != [b"task", workload.failing]:
-                raise Violation(f"the job failed: {outcome.error!r}")
-            return
-        if workload.failing is not None:
-            raise Violation("the job succeeded, but one of its tasks fails")
-        expected = workload.expected()
-        for task in workload.plan.requested:
-            frame = frames.get(task)
-            if frame is None or thaw(frame) != expected[task]:
-                raise Violation(f"wrong result for task {task}")
-        if outcome.passed == outcome.tasks:
-            # Nobody will read anything any more, but for large results.
-            held = workload.large.intersection(workload.plan.requested)
-            left = {n: count for n, (count, _, _) in self.world.store.refs.items()}
-            if any(n not in held or count != 1 for n, count in left.items()):
-                raise Violation(f"kept for readers who never come: {left}")
-
-
-@dataclass
-class Proxy(Client):
-    """Takes over the job if its client is gone; keeps its results for who attaches to it."""
-
-    name: str = "proxy"
-    watching: bool = False
-
-    def start(self) -> None:
-        self.world.after(TICK, self.tick)
-
-    def tick(self) -> None:
-        world = self.world
-        if self.finished or world.client.finished:
-            return
-        if world.time > BOUND / 2 and world.store.job is None:
-            self.finished = True  # The client died before there was a job, whose mark expires.
-            world.store.close()
-        elif self.watching:
-            self.ask("watch", lambda: world.store.watch(self.name), self.watched)
-        else:
-            self.ask("lapsed", world.store.lapsed, self.heard)
-        world.after(TICK, self.tick)
-
-    def heard(self, lapsed: bool) -> None:
-        self.watching = lapsed
-
-    def watched(self, watch: Watch) -> None:
-        if watch.state is JobState.RUNNING:
-            super().watched(watch)
-        elif watch.owned:
-            self.ask("retire", self.world.store.retire, self.retired)
-
-    def look(self) -> None:
-        """An announcement says nothing that the next tick would not."""
-
-    def retired(self, _: object) -> None:
-        """Somebody attaches to the job, and later its results expire."""
-        store = self.world.store
-        outcome = store.outcome()
-        if outcome.state is not None and not self.world.client.collected:
-            self._check(outcome, store.resolve(outcome.results))
-        store.close()
-        store.forget()
-        self.finished = True
+    async def _check_bequest(self, job_id: str, store: ModelStore) -> None:
+        """The client has died: its job can be found for a while, and expires then."""
+        done = store.job is not None and store.job.state is JobState.DONE
+        places = [place_of(n, value) for n, value in store.results.items()] if done else []
+        results = {name for place in places if place for name in place.names}
+        if store.job is not None and (store.live or store.refs or store.index - results):
+            raise Violation(f"more than the results is left in the store: {store}")
+        for name, found in (("heir", store.job is not None), ("late", False)):
+            heir = Attached(self, name, job_id)
+            heir.start()
+            assert heir.task is not None
+            await heir.task
+            if heir.found != found:
+                raise Violation(f"there is {'a' if found else 'no'} job for the {name}: {store}")
+            store.lose(metadata=True, data=True)
 
 
 class Executor:
@@ -467,8 +441,10 @@ class Executor:
 
     engine_class: type[Engine] = Engine
 
-    def __init__(self, world: World, name: str, nonce: str) -> None:
+    def __init__(self, world: World, job_id: str, name: str, nonce: str) -> None:
         self.world = world
+        self.job_id = job_id
+        self.store = world.store_of(job_id)
         self.executor = name
         self.name = f"executor {name}/{nonce[6:]}"
         self.nonce = nonce
@@ -481,6 +457,8 @@ class Executor:
         self.steps: list[Step] = []
         self.ran = 0
         self.salt = world.rng.getrandbits(31)
+        self.rate = world.rng.uniform(0.3, 4) if world.happens("skew") else 1.0
+        """How much longer a second takes here."""
 
     # Being alive ------------------------------------------------------------------------------
 
@@ -493,7 +471,7 @@ class Executor:
             self.alive = False
             return
         if world.happens("sleep"):
-            self.asleep_until = world.time + world.rng.uniform(0, 8 * LEASE)
+            self.asleep_until = world.time + world.a_while()
         if self.asleep_until > world.time:
             world.after(self.asleep_until - world.time, lambda: self.when_awake(event))
             return
@@ -526,7 +504,7 @@ class Executor:
             self.perform(action)
 
     def perform(self, action: Action) -> None:
-        store = self.world.store
+        store = self.store
         match action:
             case Begin():
                 said = (self.executor, self.nonce, f"request {self.nonce}")
@@ -549,9 +527,9 @@ class Executor:
                 self.ask("delete", lambda: store.delete(objects), lambda _: None)
             case Invoke(sequence, offers):
                 for index in offers:
-                    self.world.invoke(child_name(self.executor, sequence, index))
+                    self.world.invoke(self.job_id, child_name(self.executor, sequence, index))
             case InvokeAgain():
-                self.world.invoke(self.executor)
+                self.world.invoke(self.job_id, self.executor)
             case Exit():
                 self.alive = False
 
@@ -568,7 +546,8 @@ class Executor:
     def begun(self, begun: Begun) -> None:
         self.engine.begun(begun)
         if begun.status is Status.OK:
-            self.world.after(begun.lease / 3, lambda: self.renew(begun.lease / 3))
+            pause = begun.lease / 3 * self.rate
+            self.world.after(pause, lambda: self.renew(pause))
 
     def renew(self, pause: float) -> None:
         if not self.alive:
@@ -583,7 +562,7 @@ class Executor:
             else:
                 self.engine.stopped(status)
 
-        store, generation = self.world.store, self.engine.generation
+        store, generation = self.store, self.engine.generation
         # At most 31 bytes: Lua and Python pack longer ones differently.
         said = (self.executor, generation, self.nonce, f"at {self.world.time:.3f}".encode())
         self.ask("renew", lambda: store.renew(*said), renewed)
@@ -592,22 +571,24 @@ class Executor:
         if ok:
             self.engine.loaded([self.world.workload.specs[task] for task in tasks])
         else:
-            self.fail(wire.pack(["input", []]))
+            self.fail(failure.input_lost([]))
 
     def fetch(self, objects: Sequence[int]) -> None:
-        store = self.world.store
+        store = self.store
 
         def stored(found: dict[int, bytes | None]) -> None:
             self.ask("read", lambda: store.resolve(found), read)
 
         def read(frames: dict[int, bytes | None]) -> None:
             lost = [number for number, frame in frames.items() if frame is None]
-            if lost and (min(lost) < 0 or not self.world.injected.get("fail_over")):
+            made = self.world.injected.keys() & {"fail_over", "data_loss"}
+            if lost and (min(lost) < 0 or not made):
                 self.fail(failure.input_lost(lost))
                 return
             expected = self.world.workload.expected() if lost else {}
             for number, frame in frames.items():
-                self.values[number] = expected[number] if frame is None else thaw(frame)
+                value = expected[number] if frame is None else whole(wire.loads(frame))
+                self.values[number] = value
             self.engine.fetched({n: len(f or b"") for n, f in frames.items()})
 
         self.ask("fields", lambda: store.read_values(objects), stored)
@@ -633,13 +614,23 @@ class Executor:
         workload = self.world.workload
         if task == workload.failing:
             self.steps = []
-            self.when_awake(lambda: self.fail(wire.pack(["task", task])))
+            self.when_awake(lambda: self.fail(self.broken(task)))
             return
         value = workload.compute(task, self.values)
         # Slow ones outlast a lease; a thousand of them would outlast everybody's patience.
         slow = 3.0 if len(workload.plan) < MANY else 0.02
-        pause = self.world.rng.choice((0.001, 0.01, 0.01, slow))
+        pause = self.world.rng.choice((0.001, 0.01, 0.01, 0.01, 0.01, 0.1, slow))
         self.world.after(pause, lambda: self.when_awake(lambda: done(value)))
+
+    def broken(self, task: int) -> bytes:
+        """What is told of a task that raises."""
+        return failure.task_failed(
+            task,
+            Boom(task),
+            hidden=lambda _: False,
+            request_id=self.nonce,
+            executor=self.executor,
+        )
 
     def fail(self, error: bytes) -> None:
         self.error = error
@@ -657,7 +648,7 @@ class Executor:
                 segments,
                 writer=self.writer,
                 inline_limit=limit,
-                part_size=4,
+                part_size=12,
             )
             objects.update((name, wire.join(part)) for name, part in parts)
 
@@ -677,7 +668,7 @@ class Executor:
             else:
                 self.engine.stopped(status)
 
-        self.ask("put", lambda: self.world.store.put({name: value}), put)
+        self.ask("put", lambda: self.store.put({name: value}), put)
 
     def send(self, sequence: int, commit: Commit) -> None:
         body = commit_body(commit, self.payloads, self.error, self.engine.told)
@@ -696,33 +687,34 @@ class Executor:
         )
 
     def commit(self, generation: int, sequence: int, body: bytes, tasks: Sequence[int]) -> Reply:
-        store = self.world.store
+        store = self.store
         before = store.job.passed if store.job else 0
         reply = store.commit(self.executor, generation, self.nonce, sequence, body)
         if store.job and store.job.passed > before:
-            self.world.passes(tasks)
+            self.world.passes(store, tasks)
         return reply
 
 
-def freeze(value: int, salt: int) -> wire.Segments:
-    """A value as it travels.
-
-    Equal values need not have equal pickles: sets, for one, follow the hash seed of their process.
-    The salt stands for that.
-    """
-    return wire.dumps([value, salt, salt, salt])
-
-
-def thaw(frame: bytes) -> int:
-    """The value; a frame that is pieced together from two incarnations is a violation."""
-    try:
-        value, *salts = wire.loads(frame)
-    except Exception as error:
-        raise Violation(f"a value cannot be read: {error}") from error
+def whole(value: Any) -> int:
+    """What `freeze` was given; a value that is pieced together from two incarnations' is wrong."""
+    number, *salts = value
     if len(set(salts)) != 1:
         raise Violation("a value is pieced together from two incarnations")
-    assert isinstance(value, int)
-    return value
+    assert isinstance(number, int)
+    return number
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What is reported of lost executors and jobs is the rule here."""
+    loggers = [logging.getLogger(f"wukong.{name}") for name in ("watcher", "scheduler", "proxy")]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
 
 
 class _small_windows:  # noqa: N801 - reads as a statement

@@ -82,18 +82,18 @@ class Keeper:
 
     async def _keep(self, store: JobStore) -> None:
         try:
-            invoke = self._invoker.invoke_all
-            watcher = await Watcher.of_another(store, self._invoker, invoke)
-            async with contextlib.aclosing(watcher):
-                await self._watch(store, watcher)
+            await keep(store, self._invoker)
         except StoreError as error:
             # It is found again, by us or by another proxy.
             log.warning("job %s cannot be watched: %s", store.job_id, error)
         finally:
             del self._keeping[store.job_id]
 
-    async def _watch(self, store: JobStore, watcher: Watcher) -> None:
-        """Watch a job to its end, or until somebody else owns it."""
+
+async def keep(store: JobStore, invoker: Invoker) -> None:
+    """Watch a job to its end, or until somebody else owns it."""
+    watcher = await Watcher.of_another(store, invoker, invoker.invoke_all)
+    async with contextlib.aclosing(watcher):
         while True:
             try:
                 watch = await watcher.look()

@@ -17,9 +17,9 @@ from wukong_async.blocks import PlanFacts
 from wukong_async.errors import JobNotFound, SerializationError, StoreLost
 from wukong_async.protocol import JobState, Outcome
 from wukong_async.scheduler.explained import explained
+from wukong_async.scheduler.job import Shared
 from wukong_async.scheduler.results import collect, named
-from wukong_async.scheduler.scheduler import Scheduler
-from wukong_async.store import MANIFEST, JobStore, block_name
+from wukong_async.store import MANIFEST, block_name
 from wukong_async.watcher import Watcher
 
 
@@ -37,9 +37,9 @@ class JobProgress:
 class AttachedJob:
     """What can be asked of a job. Every verb raises `JobNotFound` if there is no such job."""
 
-    def __init__(self, scheduler: Scheduler, job_id: str) -> None:
-        self._scheduler = scheduler
-        self._store = JobStore(scheduler.connections, job_id)
+    def __init__(self, shared: Shared, job_id: str) -> None:
+        self._shared = shared
+        self._store = shared.store(job_id)
 
     def __repr__(self) -> str:
         return f"<AttachedJob {self._store!r}>"
@@ -77,27 +77,28 @@ class AttachedJob:
             When the requested keys or literals did not pickle, or a result cannot be unpickled.
         Whatever the job has failed with.
         """
-        with self._scheduler.announcements.expect(self._store.job_id) as changed:
-            if not await self._store.listen(self._scheduler.announcements.channel):
+        with self._shared.announcements.expect(self._store.job_id) as changed:
+            if not await self._store.listen(self._shared.announcements.channel):
                 raise self._not_found()
             (stored,) = await self._store.notes("manifest")
+            if stored is None:
+                raise self._not_found()
             async with contextlib.aclosing(await self._watcher()) as watcher:
                 outcome = await self._wait(watcher, changed)
                 if outcome.state is None:
                     raise self._not_found()
                 try:
-                    values = await self._collect(outcome, stored or b"")
+                    values = await self._collect(outcome, stored)
                     name_of = await self._names(outcome)
                 finally:
                     if watcher.owns:
                         await watcher.retire()
         if outcome.state is not JobState.DONE:
-            raise await explained(outcome.error, name_of, self._scheduler.invoker)
+            raise await explained(outcome.error, name_of, self._shared.invoker)
         return values
 
     async def _watcher(self) -> Watcher:
-        scheduler = self._scheduler
-        return await Watcher.of_another(self._store, scheduler.invoker, scheduler.fire)
+        return await Watcher.of_another(self._store, self._shared.invoker, self._shared.fire)
 
     async def _wait(self, watcher: Watcher, changed: asyncio.Event) -> Outcome:
         watch = await watcher.look(changed)
@@ -111,7 +112,7 @@ class AttachedJob:
             frame = (await self._store.resolve({MANIFEST: stored}))[MANIFEST]
             if not frame:
                 raise StoreLost(f"The store has lost what job {self._store.job_id} was asked for.")
-            manifest = await self._scheduler.in_thread(wire.loads, frame)
+            manifest = await self._shared.in_thread(wire.loads, frame)
             if manifest is None:
                 raise SerializationError(
                     f"The keys or the literals that job {self._store.job_id} was asked for do not"
@@ -119,10 +120,10 @@ class AttachedJob:
                 )
             keys, results, constants = manifest
             values = await collect(
-                self._store, outcome, lambda n: f"number {n}", self._scheduler.in_thread
+                self._store, outcome, lambda n: f"number {n}", self._shared.in_thread
             )
         except StoreLost:
-            if (await self._store.count())[0] is None:
+            if await self._store.notes("manifest") == [None]:
                 raise self._not_found() from None
             raise
         return graphs.nest(keys, named(values, results, constants))
@@ -138,7 +139,7 @@ class AttachedJob:
             for index in {blocks.block_of(starts, n) for n in wanted}:
                 (frame,) = await self._store.get([block_name(index)], [1])
                 names.update(
-                    await self._scheduler.in_thread(_keys, frame or b"", starts[index], wanted)
+                    await self._shared.in_thread(_keys, frame or b"", starts[index], wanted)
                 )
         return lambda number: names.get(number, f"number {number}")
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from redis.asyncio import Redis
 
@@ -226,17 +226,18 @@ class JobStore:
     async def finish(self) -> bool:
         """Delete everything of a job that has ended, its metadata last; False if it runs."""
         # This one knows whether it runs; a job that has ended never runs again.
-        if not await self._close(self._shard):
+        if not await self._close(self._shard, "finish"):
             return False
         shards = set(range(len(self._connections))) - {self._shard}
-        await asyncio.gather(*(self._close(shard) for shard in shards))
+        await asyncio.gather(*(self._close(shard, "finish") for shard in shards))
         await self._call(scripts.FINISH)
         return True
 
     async def retire(self, stays: Iterable[str] = ()) -> bool:
         """Delete of a job that has ended what nobody can ask for any more; False if it runs.
 
-        The results stay for `result_ttl`, and so does what it takes to read them.
+        The results stay for `result_ttl`, and so does what it takes to read them; unless its client
+        has them, and was about to delete them.
 
         Parameters
         ----------
@@ -247,12 +248,14 @@ class JobStore:
         ttl, manifest = await self.notes("result_ttl", "manifest")
         if outcome.state is JobState.RUNNING:
             return False
-        stored = [*outcome.results.items(), (MANIFEST, manifest or b"")]
+        if manifest is None:  # Its client has the results, and has begun to delete it.
+            return await self.finish()
+        stored = [*outcome.results.items(), (MANIFEST, manifest)]
         places = [place_of(number, value) for number, value in stored]
         kept = [*stays, *(name for place in places if place for name in place.names)]
         names = [self._key(name) for name in kept]
         shards = range(len(self._connections))
-        await asyncio.gather(*(self._close(s, ttl=int(ttl or 0), stays=names) for s in shards))
+        await asyncio.gather(*(self._close(s, "retire", int(ttl or 0), names) for s in shards))
         await self._call(scripts.RETIRE)
         return True
 
@@ -275,15 +278,18 @@ class JobStore:
         return JobState(state.decode()), int(tasks or 0), int(passed or 0), live
 
     async def is_open(self) -> bool:
-        """Whether every shard has the mark without which the job cannot write there."""
+        """Whether the other servers have the mark without which the job cannot write there.
+
+        `watch` looks for the one beside the metadata.
+        """
         words = ("EXISTS", self._key("open"))
-        shards = range(len(self._connections))
-        return all(await asyncio.gather(*(self._connections.command(s, *words) for s in shards)))
+        others = (s for s in range(len(self._connections)) if s != self._shard)
+        return all(await asyncio.gather(*(self._connections.command(s, *words) for s in others)))
 
     async def release(self) -> None:
         """Delete the objects of the job even if it runs: a full store needs room to end it."""
         shards = range(len(self._connections))
-        await asyncio.gather(*(self._close(shard, running=True) for shard in shards))
+        await asyncio.gather(*(self._close(shard, "release") for shard in shards))
 
     async def extend(self, ttl: float) -> None:
         """Keep the job's objects on the data shards from expiring."""
@@ -401,10 +407,14 @@ class JobStore:
         return await self._connections.call(self._shard, script, self._metadata, *args)
 
     async def _close(
-        self, shard: int, *, running: bool = False, ttl: int = 0, stays: Sequence[str] = ()
+        self,
+        shard: int,
+        why: Literal["finish", "retire", "release"],
+        ttl: int = 0,
+        stays: Sequence[str] = (),
     ) -> bool:
         keys = [*self._index(), self._key("job")]
-        answer = await self._connections.call(shard, scripts.CLOSE, keys, int(running), ttl, *stays)
+        answer = await self._connections.call(shard, scripts.CLOSE, keys, why, ttl, *stays)
         return bool(answer == b"OK")
 
     async def _put_batch(

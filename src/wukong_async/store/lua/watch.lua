@@ -36,6 +36,7 @@ end
 
 local revived, unheard = {}, 0
 if job[1] == 'running' and timed_out(t) then job[1] = 'failed' end
+if job[1] == 'running' and call('EXISTS', OPEN) == 0 then lose('its mark on a server') end
 if job[1] == 'running' and call('ZCARD', LIVE) == 0 then lose('its list of executors') end
 if job[1] == 'running' then
   for _, x in ipairs(call('ZRANGEBYSCORE', LIVE, '-inf', t, 'LIMIT', 0, ARGV[1])) do
