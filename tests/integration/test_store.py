@@ -20,6 +20,7 @@ from wukong_async.store import (
     lapsed_jobs,
     payload,
 )
+from wukong_async.store import job as job_module
 from wukong_async.store.job import REGISTRY
 
 VALUE = Payload(b"\x01small")
@@ -395,6 +396,16 @@ async def test_the_registry_heals_and_forgets(job: Job, connections: Connections
     assert await lapsed_jobs(connections, 0) == [job.store.job_id]
     assert (await job.store.watch("proxy")).state is None
     assert await connections.command(0, "EXISTS", REGISTRY) == 0
+
+
+async def test_all_lapsed_jobs_are_told_of(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_module, "MOST_LAPSED", 2)
+    for count in range(6):
+        assert len(await lapsed_jobs(connections, 0)) == count
+        await connections.command(0, "ZADD", REGISTRY, count, f"job-{count}")
+    await connections.command(0, "DEL", REGISTRY)
 
 
 async def test_what_is_retired_keeps_its_results_for_a_while(

@@ -27,7 +27,7 @@ from wukong_async.watcher import Watcher
 
 SEEDS = 3000
 """At most, until a mistake is noticed."""
-QUIET_SEEDS = 400
+QUIET_SEEDS = 300
 """Without a mistake."""
 
 

@@ -49,7 +49,7 @@ METADATA = (
 REGISTRY = "wukong:jobs"
 """On each server, its jobs and when the leases of their owners are over."""
 MOST_LAPSED = 100
-"""Jobs without an owner that are told of at a time."""
+"""Jobs without an owner that one request asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,12 @@ class NewJob:
 
 async def lapsed_jobs(connections: Connections, shard: int) -> list[str]:
     """Jobs of a server whose owner has fallen silent: whoever watches one takes it over."""
-    answer = await connections.call(shard, scripts.LAPSED, [REGISTRY], MOST_LAPSED)
-    return [job_id.decode() for job_id in answer]
+    found: list[str] = []
+    while True:
+        answer = await connections.call(shard, scripts.LAPSED, [REGISTRY], len(found), MOST_LAPSED)
+        found += [job_id.decode() for job_id in answer]
+        if len(answer) < MOST_LAPSED:
+            return found
 
 
 class JobStore:
