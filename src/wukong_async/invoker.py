@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from wukong_async.config import Settings
 from wukong_async.errors import ConfigError, FunctionNotFound, InvocationError
 from wukong_async.invocation import PING
-from wukong_async.loops import plain
+from wukong_async.loops import plain, times_cancelled
 
 log = logging.getLogger("wukong.invoker")
 
@@ -208,11 +208,14 @@ class Invoker:
 
     async def invoke_all(self, payloads: Iterable[bytes]) -> None:
         """Send events concurrently."""
+        cancelled = times_cancelled()
         try:
             async with asyncio.TaskGroup() as group:
                 for payload in payloads:
                     group.create_task(self.invoke(payload))
         except BaseExceptionGroup as many:
+            if times_cancelled() > cancelled:
+                raise asyncio.CancelledError from None
             raise plain(many) from None
 
     async def log_of(self, request_id: str) -> str:

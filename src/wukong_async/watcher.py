@@ -14,12 +14,12 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Self
 
 from wukong_async import failure
 from wukong_async.blocks import PlanFacts, block_of
-from wukong_async.errors import FunctionNotFound, InvocationError
+from wukong_async.errors import FunctionNotFound, InvocationError, StoreError
 from wukong_async.invocation import Invocation, versions
 from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Watch
@@ -94,6 +94,30 @@ class Watcher:
         starts = PlanFacts.unpack(facts).starts if facts else []
         # They know the names of the tasks that the failure is about.
         await self._store.retire({block_name(block_of(starts, n)) for n in named if n >= 0})
+
+    @contextlib.asynccontextmanager
+    async def keeping(self, pause: float) -> AsyncIterator[None]:
+        """Keep a job that has ended while the body reads its results, however long that takes.
+
+        Parameters
+        ----------
+        pause
+            Seconds between two looks.
+        """
+        keeping = asyncio.create_task(self._keep(pause), name="wukong-keeping")
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _keep(self, pause: float) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            with contextlib.suppress(StoreError):  # The body meets it as well.
+                watch = await self._store.watch(self.owner)
+                if watch.extended:
+                    await self._store.extend(watch.extended)
 
     async def wait(
         self, changed: asyncio.Event, pause: float, timeout: float | None = None

@@ -22,6 +22,7 @@ import pytest
 from tests.integration.jobs import new_job
 from tests.simulation.model import Arrival, ModelStore
 from tests.simulation.world import World
+from wukong_async import wire
 from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Begun, JobState, Outcome, Reply, Status, Watch
 from wukong_async.store import Connections, JobStore, NewJob, lapsed_jobs, place_of, scripts
@@ -127,7 +128,8 @@ class BothStores(ModelStore):
     def retire(self) -> bool:
         results = self.outcome().results.items()
         places = [place for n, value in results if (place := place_of(n, value)) is not None]
-        super().close("retire", [name for place in places for name in place.names])
+        if super().close("retire"):
+            super().sweep([name for place in places for name in place.names])
         return self._same(super().retire(), self.real.retire())
 
     def lose(self, *, metadata: bool, data: bool) -> None:
@@ -154,12 +156,16 @@ class BothStores(ModelStore):
     def notes(self, names: Iterable[str]) -> list[bytes | None]:
         return self._same(super().notes(names), self.real.notes(*names))
 
-    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
-        """Left to `forget` and `retire`: the two halves are one coroutine in the real store."""
+    def close(self, why: str) -> bool:
+        """Left to `forget` and `retire`: all parts are one coroutine in the real store."""
         return not self._runs
 
+    def sweep(self, stays: Iterable[str] = ()) -> None:
+        """Left to them as well."""
+
     def forget(self) -> bool:
-        super().close("finish")
+        if super().close("finish"):
+            super().sweep()
         return self._same(super().forget(), self.real.finish())
 
     def put(self, objects: Mapping[str, bytes]) -> Status:
@@ -167,6 +173,10 @@ class BothStores(ModelStore):
             return super().put(objects)
         segments = [(name, [value]) for name, value in objects.items()]
         return self._same(super().put(objects), self.real.put(segments, 10**6))
+
+    def get(self, names: Iterable[str]) -> list[bytes | None]:
+        names = list(names)
+        return self._same(super().get(names), self.real.get(names, [1] * len(names)))
 
     def delete(self, outputs: Iterable[tuple[int, str]]) -> None:
         outputs = list(outputs)
@@ -224,31 +234,34 @@ def test_both_agree_on_owners_and_limits(server: Server) -> None:
         both = store(partial(max, clock), lambda: None)
         both.open()
         limit = rng.choice((None, 3.0, 10.0))
-        both.create(new_job(lease=1.0, grace=1.5, owner="a", timeout=limit, attempts=100))
+        both.create(
+            new_job(lease=1.0, grace=1.5, owner="a", timeout=limit, attempts=rng.choice((2, 100)))
+        )
         for _ in range(30):
-            clock[0] += rng.choice((0.0, 0.1, 1.0, 1.999, 2.0))
+            clock[0] += rng.choice((0.0, 0.1, 1.0, 1.999, 2.0, 12.0))
             match rng.choice(("watch", "begin", "renew", "lapsed", "cancel", "retire")):
                 case "watch":
                     watch = both.watch(rng.choice("abc") * rng.choice((0, 1, 1)))
                     seen.add(("watch", watch.state, watch.owned))
                 case "begin":
-                    both.begin("0", "nonce")
+                    both.begin("0", rng.choice("pqr"))
                 case "renew":
-                    seen.add(both.renew("0", rng.choice((1, 2)), "nonce"))
+                    seen.add(both.renew("0", rng.choice((1, 2)), rng.choice("pqr")))
                 case "lapsed":
                     seen.add(("lapsed", both.lapsed()))
                 case "cancel" if rng.random() < 0.1:
                     both.cancel(JobState.CANCELLED, b"")
                 case "retire":
                     seen.add(("retire", both.retire()))
-            both.outcome()
+            error = both.outcome().error
+            seen.add(wire.unpack(error)[0] if error else b"")
         both.cancel(JobState.CANCELLED, b"")
         both.forget()
         assert both.is_empty()
     states = (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED)
     assert seen >= {("watch", state, owned) for state in states for owned in (True, False)}
     assert seen >= {("retire", True), ("retire", False), ("lapsed", True), ("lapsed", False)}
-    assert seen >= {Status.OK, Status.STOP}
+    assert seen >= {Status.OK, Status.STOP, b"lost", b"unstarted", b"overtime"}
 
 
 def test_a_difference_is_noticed(server: Server) -> None:

@@ -14,17 +14,23 @@ Ts = TypeVarTuple("Ts")
 
 
 class Idle(Exception):
-    """Somebody waits, and nothing can happen any more."""
+    """Somebody waits, and nothing can happen any more, or has happened for very long."""
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
     """Time passes when there is nothing else to do; no time passes while something is done.
 
     Beside asyncio's callbacks there are events, which cost less.
+
+    Parameters
+    ----------
+    bound
+        Seconds after which nobody should wait any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bound: float) -> None:
         super().__init__()
+        self._bound = bound
         self._selector = self
         self.now = 0.0
         """Seconds since it began."""
@@ -67,7 +73,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.now, _, event = heapq.heappop(events)
             event()
         if not self._woken:
-            if timeout is None:
+            if timeout is None or self.now > self._bound:
                 raise Idle
             self.now = limit
         return []

@@ -80,8 +80,8 @@ class Job:
 class ModelStore:
     """One job's metadata, and one data shard."""
 
-    now: Callable[[], float]
-    announce: Callable[[], None] = lambda: None
+    now: Callable[[], float] = field(repr=False)
+    announce: Callable[[], None] = field(default=lambda: None, repr=False)
     job: Job | None = None
     live: dict[str, float] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
@@ -450,20 +450,24 @@ class ModelStore:
             job.state, job.error, results, job.new.tasks, job.passed, job.commits, job.begins
         )
 
-    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
-        """First half of an end: the data shard."""
+    def close(self, why: str) -> bool:
+        """First part of an end: the server that has the metadata."""
         if self._runs and why != "release":
             return False
         if self.job is not None and why == "finish":
             self.job.manifest = None
-        self.is_open = self.marked = False
+        self.marked = False
+        return True
+
+    def sweep(self, stays: Iterable[str] = ()) -> None:
+        """Second part: the one that has the data, which may be the same."""
+        self.is_open = False
         for name in self.index.difference(stays):
             self.objects.pop(name, None)
         self.index.intersection_update(stays)
-        return True
 
     def forget(self) -> bool:
-        """Second half: the metadata."""
+        """Last part: the metadata."""
         if self._runs:
             return False
         self.job = None
@@ -474,7 +478,7 @@ class ModelStore:
         return True
 
     def retire(self) -> bool:
-        """Another second half: the results stay."""
+        """Another last part: the results stay."""
         job = self.job
         if self._runs:
             return False
@@ -514,8 +518,6 @@ class ModelStore:
             self.marked = False
             self._forget_work()
             self.results.clear()
-            self.claimed.clear()
-            self.passed.clear()
         if data:
             self.objects.clear()
             self.index.clear()
@@ -555,6 +557,9 @@ class ModelStore:
                 self.objects.pop(name, None)
                 self.index.discard(name)
 
+    def get(self, names: Iterable[str]) -> list[bytes | None]:
+        return [self.objects.get(name) for name in names]
+
     def read_values(self, tasks: Sequence[int]) -> dict[int, bytes | None]:
         """First half of a read: the metadata."""
         return {task: self.values.get(task) for task in tasks}
@@ -564,7 +569,7 @@ class ModelStore:
         frames = dict(stored)
         for task, value in stored.items():
             if value is not None and (place := place_of(task, value)) is not None:
-                pieces = [self.objects.get(name) for name in place.names]
+                pieces = self.get(place.names)
                 found = [piece for piece in pieces if piece is not None]
                 frames[task] = b"".join(found) if len(found) == place.parts else None
         return frames

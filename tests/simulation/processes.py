@@ -56,6 +56,7 @@ class Process:
         self.invoker = SimulatedInvoker(self)
         self.announcements = self
         self.task: asyncio.Task[None] | None = None
+        self.knows = False
         self._changed: list[asyncio.Event] = []
         self._asked: set[asyncio.Future[Any]] = set()
 
@@ -145,7 +146,7 @@ class Process:
 
         self._asked.add(answer)
         try:
-            self.world.ask(self, what, request, answered)
+            self.world.ask(self, what, request, answered, lambda: not answer.done())
             return await answer
         finally:
             self._asked.discard(answer)
@@ -190,11 +191,17 @@ class SimulatedStore(JobStore):
         self.job_id = job_id
         self._process = process
         self._model: ModelStore = process.world.store_of(job_id)
-        self._connections = cast(Any, [None])  # Of one server.
+        self._connections = cast(Any, [None] * process.world.servers)  # Not more than their number.
         self._shard = 0
 
     def __repr__(self) -> str:
         return f"<SimulatedStore {self.job_id}>"
+
+    def _known(self) -> bool:
+        """What this process was told last: whether there is such a job for others."""
+        job = self._model.job
+        self._process.knows = job is not None and job.manifest is not None
+        return True
 
     async def _ask(self, what: str, request: Callable[[], T]) -> T:
         return await self._process.ask(what, request)
@@ -219,6 +226,7 @@ class SimulatedStore(JobStore):
 
     async def outcome(self) -> Outcome:
         def seen() -> Outcome:
+            self._known()
             outcome = self._model.outcome()
             if outcome.state is JobState.DONE:
                 self._process.world.check_references(self._model)
@@ -227,10 +235,14 @@ class SimulatedStore(JobStore):
         return await self._ask("outcome", seen)
 
     async def listen(self, channel: str) -> bool:
-        return await self._ask("listen", lambda: self._model.job is not None)
+        return await self._ask("listen", lambda: self._known() and self._model.job is not None)
 
     async def notes(self, *names: str) -> list[bytes | None]:
-        return await self._ask("notes", lambda: self._model.notes(names))
+        def noted() -> list[bytes | None]:
+            self._known()
+            return self._model.notes(names)
+
+        return await self._ask("notes", noted)
 
     async def count(self) -> tuple[JobState | None, int, int, int]:
         def counted() -> tuple[JobState | None, int, int, int]:
@@ -247,12 +259,13 @@ class SimulatedStore(JobStore):
         return await self._ask("is_open", lambda: self._model.is_open)
 
     async def release(self) -> None:
-        await self._ask("release", lambda: self._model.close("release"))
+        for shard in range(len(self._connections)):
+            await self._close(shard, "release")
 
     async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
         if not names:
             return []
-        return await self._ask("get", lambda: [self._model.objects.get(name) for name in names])
+        return await self._ask("get", lambda: self._model.get(names))
 
     async def _call(self, script: scripts.Script, *args: Any) -> Any:
         ends = {scripts.FINISH: self._model.forget, scripts.RETIRE: self._model.retire}
@@ -260,7 +273,16 @@ class SimulatedStore(JobStore):
 
     async def _close(self, shard: int, why: str, ttl: int = 0, stays: Sequence[str] = ()) -> bool:
         names = [name.removeprefix(self._key("")) for name in stays]
-        return await self._ask(why, lambda: self._model.close(why, names))
+        last = len(self._connections) - 1
+
+        def closed() -> bool:
+            if shard == 0 and not self._model.close(why):
+                return False
+            if shard == last:
+                self._model.sweep(names)
+            return True
+
+        return await self._ask(f"{why} {shard}", closed)
 
 
 class SimulatedUpload(Upload):
@@ -331,6 +353,7 @@ class Attached(Process):
 
     def __init__(self, world: World, name: str, job_id: str) -> None:
         super().__init__(world, name)
+        self.job_id = job_id
         self.job = AttachedJob(self, job_id)
         self.found = False
 
@@ -341,6 +364,7 @@ class Attached(Process):
         except Died:
             raise
         except JobNotFound:
+            world.check(not self.knows, "a job is there, but not found")
             return
         except Exception as error:
             world.check_error(error, losses=1)
@@ -355,6 +379,7 @@ class Canceller(Attached):
     async def main(self) -> None:
         with contextlib.suppress(JobNotFound):
             await self.job.cancel()
+            self.world.check_cancelled(self.job_id)
 
 
 def freeze(value: int, salt: int) -> wire.Segments:

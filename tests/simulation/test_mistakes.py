@@ -20,9 +20,21 @@ from tests.simulation.processes import SimulatedStore
 from tests.simulation.world import Executor, Faults, World
 from wukong_async import engine as engine_module
 from wukong_async import failure, wire
-from wukong_async.engine import Engine
-from wukong_async.protocol import Begun, Commit, JobState, Marks, Reply, Status, TaskSpec, Watch
-from wukong_async.store import JobStore, NewJob, commit_body
+from wukong_async.engine import Action, Delete, Engine
+from wukong_async.protocol import (
+    Begun,
+    Commit,
+    JobState,
+    Marks,
+    Outcome,
+    Reply,
+    Status,
+    TaskSpec,
+    Watch,
+)
+from wukong_async.scheduler.attached import AttachedJob
+from wukong_async.scheduler.job import Job
+from wukong_async.store import JobStore, NewJob, commit_body, scripts
 from wukong_async.watcher import Watcher
 
 SEEDS = 3000
@@ -50,9 +62,23 @@ ARRIVING = Weather(Faults(crash=0.02), Policy(arrive=0.9, offer=0.1))
 FAIL_OVER = Weather(Faults(sleep=0.1, fail_over=0.5), SHARING)
 LOSSES = Weather(Faults(sleep=0.1, data_loss=0.1), ALONE)
 DEATHS = Weather(
-    Faults(crash=0.03, sleep=0.05, client_dies=0.1, suspend=0.05, attach=0.2, cancel=0.02), ALONE
+    Faults(crash=0.03, sleep=0.05, client_dies=0.1, suspend=0.05, attach=0.2, repeat_request=0.2),
+    ALONE,
 )
-WEATHERS = (BUSY, LEAVING, LATE, NETWORK, COPIES, CRASHES, ARRIVING, FAIL_OVER, LOSSES, DEATHS)
+INTERRUPTED = Weather(Faults(lose_request=0.2, cancel=0.05), ALONE)
+WEATHERS = (
+    BUSY,
+    LEAVING,
+    LATE,
+    NETWORK,
+    COPIES,
+    CRASHES,
+    ARRIVING,
+    FAIL_OVER,
+    LOSSES,
+    DEATHS,
+    INTERRUPTED,
+)
 
 
 # The store: records, fences, leases ----------------------------------------------------------
@@ -373,8 +399,22 @@ class NothingIsTaken(ModelStore):
 class ClaimsAreNotTaken(ModelStore):
     """An arrival that is brought again starts to count for a fan-in that was claimed."""
 
-    def _take(self, task: int) -> None:
-        pass
+    def _claim(self, consumer: int, claims: list[int]) -> None:
+        before = bytearray(self.taken)
+        super()._claim(consumer, claims)
+        self.taken = before
+
+
+class OffersAreNotTaken(ModelStore):
+    """A successor reaches what was handed over, and has two of it."""
+
+    def _offer(
+        self, executor: str, record: Record, sequence: int, offers: Iterable[Sequence[int]]
+    ) -> tuple[tuple[bool, ...], set[int]]:
+        before = bytearray(self.taken)
+        answer = super()._offer(executor, record, sequence, offers)
+        self.taken = before
+        return answer
 
 
 class ChildrenDoNotCheck(ModelStore):
@@ -466,11 +506,18 @@ class ReleasesAreHeld(ModelStore):
         reply = super().commit(executor, generation, nonce, sequence, body)
         if executor in self.records and wire.unpack(body)[9]:
             self.records[executor].held = True
-            self.live[executor] = 1e9
         return reply
 
 
 # The executor's shell -------------------------------------------------------------------------
+
+
+class NothingIsDeleted(Executor):
+    """What nobody needs any more stays until the job ends."""
+
+    def perform(self, action: Action) -> None:
+        if not isinstance(action, Delete):
+            super().perform(action)
 
 
 class ArrivalBeforeData(Executor):
@@ -765,10 +812,49 @@ class JobsAreLeftBehind(_Patched):
     where, name, instead = JobStore, "finish", staticmethod(_nothing)
 
 
+class OtherServersAreForgotten(_Patched):
+    """Only the server that has the metadata is cleaned up."""
+
+    where, name = JobStore, "finish"
+
+    @staticmethod
+    async def instead(store: JobStore) -> bool:
+        done = await store._close(0, "finish")
+        await store._call(scripts.FINISH)
+        return done
+
+
+class NobodyIsFound(_Patched):
+    """Whoever attaches is sent away."""
+
+    where, name = AttachedJob, "_wait"
+
+    @staticmethod
+    async def instead(job: AttachedJob, *_: object) -> Outcome:
+        raise job._not_found()
+
+
+class NothingIsCancelled(_Patched):
+    """Whoever attaches in order to cancel is told that it is done."""
+
+    where, name, instead = AttachedJob, "cancel", staticmethod(_nothing)
+
+
 class JobsAreNotEnded(_Patched):
     """A client that is cancelled leaves its job alone."""
 
     where, name, instead = SimulatedStore, "cancel", staticmethod(_nothing)
+
+
+class CancelledOnce(_Patched):
+    """A job that was created after it had been cancelled is left to run."""
+
+    where, name, really = Job, "_forget", Job._forget
+
+    @staticmethod
+    async def instead(job: Job) -> bool:
+        await CancelledOnce.really(job)
+        return True
 
 
 class HeirsKeepEverything(_Patched):
@@ -788,15 +874,25 @@ class NobodyInherits(ModelStore):
 class ResultsAreNotKept(ModelStore):
     """A retired job is forgotten on the data servers."""
 
-    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
-        return super().close(why)
+    def sweep(self, stays: Iterable[str] = ()) -> None:
+        super().sweep()
+
+
+class LatePutsDeleteResults(ModelStore):
+    """What is written too late is taken back, even where it has been before."""
+
+    def put(self, objects: Mapping[str, bytes]) -> Status:
+        if not self.is_open:
+            for name in objects:
+                self.objects.pop(name, None)
+        return super().put(objects)
 
 
 class WhatIsDeletedLooksLost(ModelStore):
     """Nothing says that the client has taken the results."""
 
-    def close(self, why: str, stays: Iterable[str] = ()) -> bool:
-        return super().close("retire", stays)
+    def close(self, why: str) -> bool:
+        return super().close("retire")
 
 
 class UsesAreCountedAsEdges(World):
@@ -827,7 +923,6 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (TheDeadComeBack, ARRIVING),
     (PublishingTwiceCountsTwice, CRASHES),
     (NothingIsTaken, CRASHES),
-    (ClaimsAreNotTaken, CRASHES),
     (ChildrenDoNotCheck, CRASHES),
     (SoftCommitsAreForgotten, CRASHES),
     (ArrivalsAreCounts, CRASHES),
@@ -835,7 +930,6 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (SlotsAreNotCounted, BUSY),
     (ProbesThatFailArrive, BUSY),
     (ClaimsAreNotMarked, CRASHES),
-    (ReleasesAreHeld, LEAVING),
     (ArrivalBeforeData, BUSY),
     (FencedButDeletes, CRASHES),
     (PartsAreNamedAlike, CRASHES),
@@ -859,10 +953,17 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (NobodyIsInvokedAgain, LATE),
     (LostJobsAreNotRunAgain, LOSSES),
     (JobsAreLeftBehind, BUSY),
-    (JobsAreNotEnded, DEATHS),
+    (JobsAreNotEnded, INTERRUPTED),
+    (CancelledOnce, INTERRUPTED),
     (HeirsKeepEverything, DEATHS),
     (NobodyInherits, DEATHS),
     (ResultsAreNotKept, DEATHS),
+    (LatePutsDeleteResults, DEATHS),
+    (OtherServersAreForgotten, BUSY),
+    (NothingIsDeleted, BUSY),
+    (OffersAreNotTaken, CRASHES),
+    (NobodyIsFound, DEATHS),
+    (NothingIsCancelled, INTERRUPTED),
     (WhatIsDeletedLooksLost, DEATHS),
     (UsesAreCountedAsEdges, BUSY),
 )
@@ -871,6 +972,8 @@ ONLY_DEARER: Sequence[tuple[type, Weather]] = (
     *((ProbesAreRepeated, weather) for weather in (LEAVING, CRASHES)),
     *((PublishedInputsAreProbed, weather) for weather in (LEAVING, CRASHES)),
     *((UnfinishedInputsAreProbed, weather) for weather in (LEAVING, CRASHES)),
+    # Its edges have arrived, and arrive once; but a successor brings them again.
+    (ClaimsAreNotTaken, CRASHES),
     # An executor that is invoked again does not find the plan there either, which ends the job.
     (LostMarksAreNotMissed, LOSSES),
 )
@@ -1081,6 +1184,7 @@ def _an_answer_that_is_forgotten(mistake: type[ModelStore]) -> None:
         (_an_executor_that_dies_each_time, None),
         (_one_that_dies_but_gets_on, AttemptsAreNeverForgotten),
         (_one_that_hands_over, ReleasesAreAttempts),
+        (_one_that_hands_over, ReleasesAreHeld),
         (_a_late_copy_of_a_begin, TheFenceIsTheNonce),
         (_an_answer_that_is_forgotten, AnswersAreNotCompared),
     ],

@@ -16,6 +16,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from tests.simulation.graphs import Workload, random_workload
@@ -59,10 +60,16 @@ T = TypeVar("T")
 
 CALM = 25.0
 """Simulated seconds after which no more faults are injected."""
-BOUND = 400.0
+BOUND = 150.0
 """By then the job must have ended."""
 MANY = 100
 """Tasks of a large graph."""
+HEIRS = ("heir", "late heir")
+"""Who attaches after all is over."""
+DANGEROUS = {"create", "outcome"}.union(
+    f"{why}{part}" for why in ("finish", "retire") for part in ("", " 0", " 1")
+)
+"""Requests of processes that had better not die now."""
 TIMEOUT = 0.5
 """A request is sent again after this long without an answer."""
 
@@ -149,11 +156,14 @@ class World:
         self.slots = self.rng.randint(1, 4)
         self.servers = 1 if self.rng.random() < 0.7 else 2
         self.groups = self.workload.plan.groups(self.rng.randint(1, self.slots))
-        self.loop = SimulatedLoop()
+        self.loop = SimulatedLoop(2 * BOUND)
         self.stores: dict[str, ModelStore] = {}
         self.processes: list[Process] = []
         self.executors: list[Executor] = []
         self.client = Client(self)
+        self.losses = 0
+        """How often something that was there was lost."""
+        self.failed_over = False
 
     # Time -------------------------------------------------------------------------------------
 
@@ -177,7 +187,7 @@ class World:
             try:
                 self.loop.run_until_complete(self._live())
             except Idle:
-                raise Violation("nothing happens any more, and somebody waits: a hang") from None
+                raise Violation("somebody waits for ever: a hang") from None
             finally:
                 self._end()
         if unheard:
@@ -188,12 +198,16 @@ class World:
         self.client.start()
         if self.faults.client_dies or self.faults.suspend:
             Proxy(self, "proxy").start()
+        if self.faults.cancel and self.rng.random() < 0.3:
+            self.after(self.rng.uniform(0, 0.2), self._cancel_client)
         while not self.is_over():
             await asyncio.sleep(TICK)
             self._befall()
         for process in self.processes:
             assert process.task is not None
-            await process.task
+            await asyncio.wait([process.task])
+            if process.alive:
+                process.task.result()
         self.loop.exhaust()
         for job_id, store in self.stores.items():
             await self._check_end(job_id, store)
@@ -219,26 +233,27 @@ class World:
         if self.time > BOUND:
             raise Violation(f"no end after {BOUND} s: the job hangs")
         job_id = next(reversed(self.stores), "")
-        if self.client.alive and self.happens("client_dies"):
-            self.client.die()
-        for proxy in [p for p in self.processes if isinstance(p, Proxy) and p.alive]:
+        for process in tuple(self.processes):
             if self.happens("client_dies"):
-                proxy.die()
-                successor = Proxy(self, f"proxy {len(self.processes)}")
-                self.after(self.rng.uniform(0, 4 * LEASE), successor.start)
+                self.after(self.rng.uniform(0, TICK), partial(self._kill, process))
         if self.happens("attach"):
             Attached(self, f"attached {len(self.processes)}", job_id).start()
         if self.happens("cancel"):
-            if self.client.alive and self.client.task and self.rng.random() < 0.5:
-                self.client.task.cancel()
+            if self.client.alive and self.rng.random() < 0.5:
+                self.after(self.rng.uniform(0, TICK), self._cancel_client)
             else:
                 Canceller(self, f"canceller {len(self.processes)}", job_id).start()
         if self.happens("fail_over"):
             self._fail_over(self.stores[job_id])
         if self.happens("data_loss"):
-            kept = "nothing" if self.servers == 1 else self.rng.choice(("metadata", "data"))
-            self.note(f"-- {kept} is kept")
-            self.stores[job_id].lose(metadata=kept != "metadata", data=kept != "data")
+            self.after(self.rng.uniform(0, TICK), partial(self._lose, self.stores[job_id]))
+
+    def _cancel_client(self) -> None:
+        """It is interrupted, or its caller has waited for long enough."""
+        if self.client.task is not None and not self.client.task.done():
+            self.injected["cancel"] = self.injected.get("cancel", 0) + 1
+            self.note("-- the client is cancelled")
+            self.client.task.cancel()
 
     def a_while(self) -> float:
         """Seconds that somebody sleeps; sometimes they outlast the longest lease."""
@@ -257,14 +272,37 @@ class World:
         if self.tracing:
             self.trace.append(f"{self.time:8.3f} {text}")
 
+    def _strike(self, who: Process | Executor, what: str) -> None:
+        """Something goes wrong when it matters."""
+        if what in ("begin", "commit") and self.happens("fail_over"):
+            assert isinstance(who, Executor)
+            self._fail_over(who.store)
+        elif what in DANGEROUS and isinstance(who, Process) and self.happens("client_dies"):
+            self._kill(who)
+
+    def _kill(self, process: Process) -> None:
+        if not process.alive or process.ended or process.name in HEIRS:
+            return
+        process.die()
+        if isinstance(process, Proxy):
+            successor = Proxy(self, f"proxy {len(self.processes)}")
+            self.after(self.rng.uniform(0, 4 * LEASE), successor.start)
+
+    def _lose(self, store: ModelStore) -> None:
+        """A server is restarted empty."""
+        kept = "nothing" if self.servers == 1 else self.rng.choice(("metadata", "data"))
+        self.note(f"-- {kept} is kept")
+        self.losses += store.marked or store.job is not None
+        store.lose(metadata=kept != "metadata", data=kept != "data")
+
     def _fail_over(self, store: ModelStore) -> None:
         """What the store has acknowledged in the last moments is lost; its data shards are not."""
         before = store.memory()
 
         def lose() -> None:
             if store.job is not None and store.job.state is JobState.RUNNING:
-                if before["job"] is None:
-                    self.injected["data_loss"] = self.injected.get("data_loss", 0) + 1
+                self.losses += before["job"] is None
+                self.failed_over = True
                 store.remember(before)
                 self._check_always()
                 self.note("-- what was acknowledged is forgotten")
@@ -290,13 +328,15 @@ class World:
         what: str,
         request: Callable[[], T],
         answered: Callable[[T], None],
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Send a request until it is answered; the same each time."""
+        """Send a request until it is answered, or not wanted any more; the same each time."""
         done = False
 
         def send() -> None:
-            if done or not who.alive:
+            if done or not who.alive or not wanted():
                 return
+            self._strike(who, what)
             if self.happens("lose_request"):
                 self.after(TIMEOUT, send)
                 return
@@ -310,8 +350,11 @@ class World:
             self._check_always()
 
         def arrive() -> None:
+            if what == "open" and not wanted():
+                return
             answer = request()
             self._check_always()
+            self._strike(who, what)
             if self.tracing:
                 self.note(f"{who.name} {what} → {answer!s:.160}")
             if self.happens("lose_reply"):
@@ -332,9 +375,8 @@ class World:
         if self.happens("lose_event"):
             return
         copies = 2 if self.happens("repeat_event") else 1
-        late = self._late()
         for _ in range(copies):
-            self.after(self._latency() + late, lambda: self._deliver(job_id, executor))
+            self.after(self._latency() + self._late(), lambda: self._deliver(job_id, executor))
 
     def announce(self) -> None:
         """Publish a change of state; the message may get lost like any other."""
@@ -362,11 +404,26 @@ class World:
                 raise Violation(f"{len(store.live)} executors on {self.slots} slots")
             if store.live.keys() != store.records.keys():
                 raise Violation("`live` and the records differ")
-        if len(self.stores) > 1 + self.injected.get("data_loss", 0):
+        if len(self.stores) > 1 + self.losses:
             raise Violation(f"the job is run again, but nothing was lost: {self._failures()}")
 
     def _failures(self) -> list[bytes]:
         return [store.failed for store in self.stores.values() if store.failed]
+
+    def check(self, holds: bool, otherwise: str) -> None:
+        """What must hold now.
+
+        Raises
+        ------
+        Violation
+        """
+        if not holds:
+            raise Violation(otherwise)
+
+    def check_cancelled(self, job_id: str) -> None:
+        """Somebody is told that the job was cancelled."""
+        job = self.stores[job_id].job
+        self.check(job is None or job.state is not JobState.RUNNING, "cancelled, but it runs")
 
     def check_references(self, store: ModelStore) -> None:
         """Nobody reads anything any more once all tasks have passed, but for large results."""
@@ -400,7 +457,7 @@ class World:
                 return
             case JobCancelled() if injected.get("cancel"):
                 return
-            case StoreLost() if injected.get("data_loss", 0) >= losses:
+            case StoreLost() if self.losses >= losses:
                 return
         raise Violation(f"the job failed: {type(error).__name__}: {error}") from error
 
@@ -412,8 +469,6 @@ class World:
         store.passed += tasks
 
     async def _check_end(self, job_id: str, store: ModelStore) -> None:
-        if len(set(store.claimed)) != len(store.claimed):
-            raise Violation("a fan-in was claimed twice")
         if not self.client.alive:
             await self._check_bequest(job_id, store)
         if not store.is_empty():
@@ -426,7 +481,8 @@ class World:
         results = {name for place in places if place for name in place.names}
         if store.job is not None and (store.live or store.refs or store.index - results):
             raise Violation(f"more than the results is left in the store: {store}")
-        for name, found in (("heir", store.job is not None), ("late", False)):
+        known = store.job is not None and store.job.manifest is not None
+        for name, found in zip(HEIRS, (known, False), strict=True):
             heir = Attached(self, name, job_id)
             heir.start()
             assert heir.task is not None
@@ -456,6 +512,7 @@ class Executor:
         self.asleep_until = 0.0
         self.steps: list[Step] = []
         self.ran = 0
+        self.undeleted: set[tuple[int, str]] = set()
         self.salt = world.rng.getrandbits(31)
         self.rate = world.rng.uniform(0.3, 4) if world.happens("skew") else 1.0
         """How much longer a second takes here."""
@@ -524,6 +581,7 @@ class Executor:
                 for number in objects:
                     self.values.pop(number, None)
             case Delete(objects):
+                self.undeleted.difference_update(objects)
                 self.ask("delete", lambda: store.delete(objects), lambda _: None)
             case Invoke(sequence, offers):
                 for index in offers:
@@ -532,6 +590,8 @@ class Executor:
                 self.world.invoke(self.job_id, self.executor)
             case Exit():
                 self.alive = False
+                if self.undeleted:
+                    raise Violation(f"left for the clean-up: {self.undeleted}")
 
     def ask(self, what: str, request: Callable[[], T], answered: Callable[[T], None]) -> None:
         self.world.ask(self, what, request, answered)
@@ -581,8 +641,8 @@ class Executor:
 
         def read(frames: dict[int, bytes | None]) -> None:
             lost = [number for number, frame in frames.items() if frame is None]
-            made = self.world.injected.keys() & {"fail_over", "data_loss"}
-            if lost and (min(lost) < 0 or not made):
+            again = self.world.failed_over or self.world.losses
+            if lost and (min(lost) < 0 or not again):
                 self.fail(failure.input_lost(lost))
                 return
             expected = self.world.workload.expected() if lost else {}
@@ -683,13 +743,19 @@ class Executor:
         self.ask(
             "commit",
             lambda: self.commit(generation, sequence, body, tasks),
-            engine.replied,
+            self.replied,
         )
+
+    def replied(self, reply: Reply) -> None:
+        self.undeleted.update(reply.deletes)
+        self.engine.replied(reply)
 
     def commit(self, generation: int, sequence: int, body: bytes, tasks: Sequence[int]) -> Reply:
         store = self.store
         before = store.job.passed if store.job else 0
         reply = store.commit(self.executor, generation, self.nonce, sequence, body)
+        if reply.claims and len(set(store.claimed)) != len(store.claimed):
+            raise Violation("a fan-in was claimed twice")
         if store.job and store.job.passed > before:
             self.world.passes(store, tasks)
         return reply

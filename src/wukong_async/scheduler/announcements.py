@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from wukong_async.config import redact
 from wukong_async.errors import StoreUnreachable
-from wukong_async.loops import plain
+from wukong_async.loops import plain, times_cancelled
 from wukong_async.store import Connections
 from wukong_async.store.connections import FIRST_PAUSE, LONGEST_PAUSE
 
@@ -102,6 +102,8 @@ class Announcements:
     async def _listen_to(self, shard: int) -> None:
         async with self._connections.client(shard).pubsub() as subscription:
             await subscription.subscribe(self.channel)
+            if times_cancelled():
+                raise asyncio.CancelledError
             async for message in subscription.listen():
                 if message["type"] == "subscribe":
                     self._subscribed(shard)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,18 @@ from typing import Any
 from wukong_async import blocks, failure, wire
 from wukong_async import graph as graphs
 from wukong_async.blocks import PlanFacts
-from wukong_async.errors import JobNotFound, SerializationError, StoreLost
+from wukong_async.errors import JobNotFound, SerializationError, StoreError, StoreLost
 from wukong_async.protocol import JobState, Outcome
 from wukong_async.scheduler.explained import explained
 from wukong_async.scheduler.job import Shared
 from wukong_async.scheduler.results import collect, named
 from wukong_async.store import MANIFEST, block_name
 from wukong_async.watcher import Watcher
+
+log = logging.getLogger("wukong.scheduler")
+
+PAUSE = 1.0
+"""Seconds between two looks at a job that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +71,7 @@ class AttachedJob:
             raise self._not_found()
         async with contextlib.aclosing(await self._watcher()) as watcher:
             await watcher.look()
-            if watcher.owns:
-                await watcher.retire()
+            await self._retire(watcher)
 
     async def result(self) -> Any:
         """Wait for its end: its results, nested like the keys that were asked for.
@@ -88,11 +93,11 @@ class AttachedJob:
                 if outcome.state is None:
                     raise self._not_found()
                 try:
-                    values = await self._collect(outcome, stored)
-                    name_of = await self._names(outcome)
+                    async with watcher.keeping(PAUSE):
+                        values = await self._collect(outcome, stored)
+                        name_of = await self._names(outcome)
                 finally:
-                    if watcher.owns:
-                        await watcher.retire()
+                    await self._retire(watcher)
         if outcome.state is not JobState.DONE:
             raise await explained(outcome.error, name_of, self._shared.invoker)
         return values
@@ -100,10 +105,19 @@ class AttachedJob:
     async def _watcher(self) -> Watcher:
         return await Watcher.of_another(self._store, self._shared.invoker, self._shared.fire)
 
+    async def _retire(self, watcher: Watcher) -> None:
+        """Let go of the job if it is ours."""
+        if watcher.owns:
+            try:
+                await watcher.retire()
+            except StoreError as broken:
+                # The result is worth more than this; a proxy will do it, or all of it expires.
+                log.warning("%r could not be retired: %s", self._store, broken)
+
     async def _wait(self, watcher: Watcher, changed: asyncio.Event) -> Outcome:
         watch = await watcher.look(changed)
         changed.set()  # It may have ended before anybody listened.
-        return await watcher.wait(changed, watch.pause or 1.0)
+        return await watcher.wait(changed, watch.pause or PAUSE)
 
     async def _collect(self, outcome: Outcome, stored: bytes) -> Any:
         if outcome.state is not JobState.DONE:
@@ -112,7 +126,7 @@ class AttachedJob:
             frame = (await self._store.resolve({MANIFEST: stored}))[MANIFEST]
             if not frame:
                 raise StoreLost(f"The store has lost what job {self._store.job_id} was asked for.")
-            manifest = await self._shared.in_thread(wire.loads, frame)
+            manifest = await self._shared.in_thread(_manifest, frame)
             if manifest is None:
                 raise SerializationError(
                     f"The keys or the literals that job {self._store.job_id} was asked for do not"
@@ -149,6 +163,16 @@ class AttachedJob:
             " results and has deleted it, or it has ended longer than wukong.result_ttl ago, or"
             " the id or wukong.redis_endpoints is another."
         )
+
+
+def _manifest(frame: bytes) -> Any:
+    try:
+        return wire.loads(frame)
+    except (Exception, SystemExit) as error:  # SystemExit would end the loop that hears it.
+        raise SerializationError(
+            "The keys or the literals that the job was asked for cannot be unpickled here:"
+            f" {type(error).__name__}: {error}"
+        ) from error
 
 
 def _keys(frame: bytes, first: int, numbers: Sequence[int]) -> dict[int, str]:

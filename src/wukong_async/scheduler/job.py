@@ -35,6 +35,9 @@ UNSTARTED = 60
 """How often an executor that never began is invoked again. With a grace that doubles up to eight
 times over, that is more than an hour for the default of 10 s: it may wait for a free sandbox."""
 
+LAST_WORD = 1.0
+"""Seconds to cancel a job when one of its servers does not answer."""
+
 
 class Wakes(Protocol):
     """What wakes those who wait for jobs."""
@@ -115,16 +118,18 @@ class Job:
         with self._shared.announcements.expect(self.job_id) as changed:
             async with self._cleaned_up():
                 manifest = await self._upload(upload, keys)
+                pause = min(self._settings.lease, self._settings.grace) / 2
                 async with contextlib.aclosing(self._watcher) as watcher:
                     try:
                         await self._start(upload, manifest)
-                        pause = min(self._settings.lease, self._settings.grace) / 2
                         outcome = await watcher.wait(changed, pause, self._settings.job_timeout)
                     finally:
                         self.invocations += watcher.invocations
                 if outcome.state is None:
                     raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
-                return await collect(self._store, outcome, upload.name, self._in_thread), outcome
+                async with watcher.keeping(pause):
+                    values = await collect(self._store, outcome, upload.name, self._in_thread)
+                return values, outcome
 
     @contextlib.asynccontextmanager
     async def _cleaned_up(self) -> AsyncIterator[None]:
@@ -138,25 +143,32 @@ class Job:
 
     async def _abandon(self, error: BaseException) -> None:
         """The body failed or was cancelled: end the job if it still runs, and forget it."""
-        if isinstance(error, StoreUnreachable):
-            return  # Nothing can be said to the store; what is left there expires.
         state = JobState.FAILED if isinstance(error, Exception) else JobState.CANCELLED
-        reason = str(error) if state is JobState.FAILED else "by its client"
+        reason = failure.cancelled(str(error) if state is JobState.FAILED else "by its client")
         try:
+            if isinstance(error, StoreUnreachable):
+                # Perhaps it is another server that is silent. What is left there expires.
+                async with asyncio.timeout(LAST_WORD):
+                    await self._store.cancel(state, reason)
+                return
             if isinstance(error, StoreFull):
                 await self._store.release()
-            await self._store.cancel(state, failure.cancelled(reason))
-        except StoreError as broken:
+            # A `create` on its way may arrive after the first time; after the second, it cannot.
+            for _ in range(2):
+                await self._store.cancel(state, reason)
+                if await self._forget():
+                    return
+        except (StoreError, TimeoutError) as broken:
             log.warning("job %s could not be cancelled: %s", self.job_id, broken)
-        else:
-            await self._forget()
 
-    async def _forget(self) -> None:
+    async def _forget(self) -> bool:
+        """Whether there is nothing more to be done: the job does not run."""
         try:
-            await self._store.finish()
+            return await self._store.finish()
         except StoreError as broken:
             # The caller's result or error is worth more than this; what is left expires.
             log.warning("job %s could not be cleaned up: %s", self.job_id, broken)
+            return True
 
     # Start ------------------------------------------------------------------------------------
 
@@ -166,7 +178,12 @@ class Job:
         await self._store.open(ttl)
         manifest, objects = await self._in_thread(upload.manifest, keys)
         batches = chain([objects] if objects else [], upload.batches())
+        clock = asyncio.get_running_loop().time
+        due = clock() + ttl / 3
         while batch := await self._in_thread(next, batches, None):
+            if clock() > due:
+                await self._store.extend(ttl)
+                due = clock() + ttl / 3
             if await self._store.put(batch, ttl) is not Status.OK:
                 raise self._lost_early()
         return manifest

@@ -83,10 +83,12 @@ class Scheduler:
         self._closing = True
         for task in self._running:
             task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
-        await self._stack.aclose()
-        self._threads.shutdown(wait=False)
+        try:
+            if self._running:
+                await asyncio.wait(self._running)
+        finally:
+            await self._stack.aclose()
+            self._threads.shutdown(wait=False)
 
     def store(self, job_id: str) -> JobStore:
         """What the store has of a job."""
@@ -95,7 +97,7 @@ class Scheduler:
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Do CPU work off the loop."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args))
+        return await loop.run_in_executor(self._threads, partial(_contained, work, *args))
 
     async def fire(self, events: Sequence[bytes]) -> None:
         """Send events; many at once through the proxy, where there is one."""
@@ -160,3 +162,10 @@ class Scheduler:
             if self._closing and not (me and me.cancelling()):
                 raise ClientStateError("The client was closed while it computed.") from None
             raise
+
+
+def _contained(work: Callable[..., T], *args: Any) -> T:
+    try:
+        return work(*args)
+    except StopIteration as error:  # A future does not take it: whoever awaits would never hear.
+        raise RuntimeError("StopIteration was raised where a graph was read") from error

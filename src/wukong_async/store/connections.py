@@ -35,6 +35,7 @@ from redis.exceptions import (
 
 from wukong_async.config import redact
 from wukong_async.errors import ConfigError, StoreError, StoreFull, StoreUnreachable
+from wukong_async.loops import times_cancelled
 from wukong_async.store import scripts
 from wukong_async.store.scripts import Script
 
@@ -132,9 +133,7 @@ class Connections:
         """
         pause = FIRST_PAUSE
         started = time.monotonic()
-        me = asyncio.current_task()
-        assert me is not None
-        cancels = me.cancelling()
+        cancelled = times_cancelled()
         while True:
             try:
                 answer = await request(self._clients[shard])
@@ -152,8 +151,7 @@ class Connections:
                     raise StoreError(f"{self._name(shard)} says: {error}") from error
                 self._give_up(shard, started, error)
             else:
-                # redis-py sends with `wait_for`, which forgets a cancellation in Python 3.11.
-                if me.cancelling() > cancels:
+                if times_cancelled() > cancelled:
                     raise asyncio.CancelledError
                 return answer
             await asyncio.sleep(random.uniform(0, pause))

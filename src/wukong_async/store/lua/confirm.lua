@@ -8,7 +8,10 @@
 local objects = {}
 for i = 3, #KEYS do objects[#objects + 1] = KEYS[i] end
 if redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.call('UNLINK', unpack(objects))
+  -- What is in the index was there before, and stays for whoever attaches.
+  for _, object in ipairs(objects) do
+    if redis.call('SISMEMBER', KEYS[2], object) == 0 then redis.call('UNLINK', object) end
+  end
   return 'CLOSED'
 end
 redis.call('SADD', KEYS[2], unpack(objects))
