@@ -79,6 +79,21 @@ async def test_a_missing_dependency(client: WukongClient) -> None:
 # What does not pickle -----------------------------------------------------------------------------
 
 
+class Unreadable(dict[str, object]):
+    """A graph whose tasks cannot be told."""
+
+    def items(self) -> Any:
+        raise StopIteration
+
+    def __iter__(self) -> Any:
+        raise StopIteration
+
+
+async def test_a_graph_that_stops_iterating(client: WukongClient) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration was raised where a graph was read"):
+        await client.compute(Unreadable(x=(inc, 1)), "x")
+
+
 async def test_an_argument(client: WukongClient) -> None:
     dsk = {"good": (inc, 1), "bad": Task("bad", add, TaskRef("good"), Unpicklable())}
     with pytest.raises(SerializationError) as caught:

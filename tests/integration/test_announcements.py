@@ -23,3 +23,17 @@ async def test_a_connection_that_breaks_while_it_is_closed(
     async with asyncio.timeout(20):
         async with Announcements(connections):
             pass
+
+
+async def test_whoever_is_told_to_end_while_subscribing_ends(connections: Connections) -> None:
+    """Whenever it is: redis-py forgets a cancellation that comes with an answer."""
+    for turns in range(0, 40, 3):
+        entering = asyncio.create_task(Announcements(connections).__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if entering.done():
+            await entering.result().__aexit__(None, None, None)
+            continue
+        entering.cancel()
+        done, _ = await asyncio.wait([entering], timeout=20)
+        assert done, f"it goes on, told to end after {turns} turns of the loop"

@@ -61,3 +61,31 @@ async def test_calls_in_flight_are_as_many_as_allowed_and_no_more() -> None:
             await invoker.invoke_all([b"{}"] * 50)
             assert invoker.sent == api.calls == 50
         assert api.peak == limit
+
+
+class Refusing:
+    """A client that refuses one event while the others are on their way."""
+
+    def __init__(self) -> None:
+        self.cancel = asyncio.Event()
+
+    async def invoke(self, *, Payload: bytes, **_: object) -> None:  # noqa: N803 - botocore's
+        if Payload == b"refused":
+            raise OSError("refused")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancel.set()
+            for _turn in range(10):  # Connections take a while to close.
+                await asyncio.sleep(0)
+
+
+async def test_whoever_is_cancelled_while_an_invocation_fails_is_cancelled() -> None:
+    invoker = Invoker(Settings())
+    invoker._client = client = Refusing()
+    calling = asyncio.create_task(invoker.invoke_all([b"waits", b"refused"]))
+    async with asyncio.timeout(20):
+        await client.cancel.wait()
+    calling.cancel()
+    await asyncio.wait([calling])
+    assert calling.cancelled()

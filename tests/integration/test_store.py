@@ -431,6 +431,10 @@ async def test_what_is_retired_keeps_its_results_for_a_while(
     for key in keys:
         assert 0 < await connections.command(0, "PTTL", key) <= 5000, key
     assert await job.store.put([("o1.0", FRAME)], 600) is Status.CLOSED
+    # A late copy of what had been written in time deletes nothing.
+    assert await job.store.put(parts, 600) is Status.CLOSED
+    assert await job.store.resolve(outcome.results) == frames
+    assert len(await connections.command(0, "KEYS", "*")) == len(keys)
     assert not (await job.store.watch("somebody")).owned
     assert await lapsed_jobs(connections, 0) == []
 

@@ -39,9 +39,11 @@ class Died(Exception):
 
 
 @cache
-def settings(groups: int) -> Settings:
+def settings(groups: int, ttl: float = Settings.ttl) -> Settings:
     """Those of a client that starts so many executors at first."""
-    return Settings(lease=LEASE, grace=GRACE, max_attempts=ATTEMPTS, max_concurrency=groups)
+    return Settings(
+        lease=LEASE, grace=GRACE, max_attempts=ATTEMPTS, max_concurrency=groups, ttl=ttl
+    )
 
 
 class Process:
