@@ -322,7 +322,7 @@ def _told(error: BaseException, hidden: Callable[[str], bool]) -> tuple[bytes, b
         trace = trace.tb_next
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
-    return _text(name), _text(_safe_str(error)), _text(_format(error, trace))
+    return _text(name), _text(wire.text_of(error)), _text(_format(error, trace))
 
 
 def _pickled(error: BaseException) -> bytes:
@@ -330,11 +330,14 @@ def _pickled(error: BaseException) -> bytes:
     # Many with an `__init__` of their own do not by themselves, but do without calling it.
     for candidate in (error, _Uninitialised(error)):
         try:
-            frame = wire.join(wire.dumps(candidate))
+            segments = wire.dumps(candidate)
+            if wire.size(segments) > MOST_PICKLE:
+                continue
+            frame = wire.join(segments)
             back = wire.loads(frame)
             same = type(back).__qualname__ == type(error).__qualname__
-            same = same and _safe_str(back) == _safe_str(error)
-            if same and len(frame) <= MOST_PICKLE:
+            same = same and wire.text_of(back) == wire.text_of(error)
+            if same:
                 return frame
         except BaseException:  # noqa: S112 - there is nothing to say but that it did not work
             continue
@@ -365,13 +368,6 @@ def _format(error: BaseException, trace: TracebackType | None) -> str:
         return "".join(traceback.format_exception(type(error), error, trace))
     except BaseException as broken:  # A __str__ or __repr__ of the user's that raises.
         return f"(the traceback cannot be shown: {type(broken).__name__})"
-
-
-def _safe_str(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as broken:
-        return f"(its text cannot be shown: {type(broken).__name__})"
 
 
 def _qualified(kind: type) -> str:

@@ -118,6 +118,14 @@ def loads(frame: Buffer) -> Any:
     return pickle.loads(body, buffers=buffers)
 
 
+def text_of(error: BaseException) -> str:
+    """What an error says, even if its `__str__` is the user's and raises."""
+    try:
+        return str(error)
+    except BaseException as broken:
+        return f"(its text cannot be shown: {type(broken).__name__})"
+
+
 def loads_some(frame: Buffer) -> Iterator[Any]:
     """The values of a frame made by `dumps_some`.
 
@@ -136,7 +144,7 @@ def loads_some(frame: Buffer) -> Iterator[Any]:
         try:
             value = unpickler.load()
         except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
-            raise ItemError(index, f"{type(error).__name__}: {error}") from error
+            raise ItemError(index, f"{type(error).__name__}: {text_of(error)}") from error
         yield value
         index += 1
 
@@ -260,7 +268,7 @@ def _dump_each(pickler: Any, values: Sequence[object], order: range) -> Iterator
 
 
 def _cannot(value: object, error: Exception) -> str:
-    return f"cannot pickle a {type(value).__qualname__}: {error}"
+    return f"cannot pickle a {type(value).__qualname__}: {text_of(error)}"
 
 
 class _Scale:

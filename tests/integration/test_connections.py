@@ -16,6 +16,7 @@ from wukong_async.local.valkey import Valkey
 from wukong_async.protocol import Commit, JobState, Payload, Status
 from wukong_async.scheduler.announcements import Announcements
 from wukong_async.store import Connections, JobStore, NewJob, Place, commit_body
+from wukong_async.store.connections import BUSY
 
 
 def tiny_job() -> NewJob:
@@ -219,3 +220,44 @@ async def test_a_put_to_a_server_that_has_forgotten_the_scripts_is_confirmed_at_
     store = JobStore(connections, secrets.token_hex(4))
     assert await store.put([("o0.w.0", [b"value"])], 600) is Status.CLOSED
     assert await connections.command(0, "DBSIZE") == 0
+
+
+async def test_a_connection_that_is_dead_is_not_a_server_that_is_silent() -> None:
+    """Packets of connections get lost while a function is frozen, or a server is replaced."""
+    opened = 0
+    dead = 0
+    serving: list[asyncio.Task[None] | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        mine = opened
+        serving.append(asyncio.current_task())
+        while line := await reader.readline():
+            for _ in range(int(line[1:])):
+                length = int((await reader.readline())[1:])
+                word = await reader.readexactly(length + 2)
+            if mine > dead:
+                hello = b"%1\r\n+proto\r\n:3\r\n"
+                writer.write(hello if word == b"3\r\n" else b"+OK\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Connections([f"redis://127.0.0.1:{port}"], timeout=3) as connections:
+        echoes = (connections.command(0, "ECHO", "x") for _ in range(3))
+        assert await asyncio.gather(*echoes) == [b"OK"] * 3
+        assert opened == 3
+        dead = opened
+        for _ in range(2):  # The second time, nothing that has lain idle is used again.
+            assert await connections.command(0, "ECHO", "x") == b"OK"
+            assert opened == 4
+    await asyncio.gather(*filter(None, serving))
+
+
+@pytest.mark.parametrize("start", ["", "Command # 1 (SET k v) of pipeline caused error: "])
+@pytest.mark.parametrize("reason", ["LOADING Redis is", "NOREPLICAS Not enough", "BUSY Redis"])
+def test_what_a_server_says_when_it_means_not_now(start: str, reason: str) -> None:
+    assert BUSY.match(f"{start}{reason} …")
+    assert not BUSY.match(f"{start}ERR {reason}")

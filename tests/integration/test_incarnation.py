@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from tests.acceptance.functions import touch_and_wait
 from tests.integration.jobs import new_job
 from wukong_async import engine as engine_module
 from wukong_async import wire
-from wukong_async.blocks import Unreadable
+from wukong_async.blocks import NO_LIMITS, Limits, PlanFacts, Program, Unreadable
 from wukong_async.config import Settings
+from wukong_async.engine import Step
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
@@ -41,7 +43,7 @@ class Job:
 
     def __init__(self, connections: Connections, worker: Worker) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
-        self.worker = worker
+        self.worker, self.reader = worker, Worker()
         self.invoked: list[str] = []
 
     async def create(
@@ -71,6 +73,7 @@ class Job:
             self.store,
             PlanCache(job_id),
             self.worker,
+            self.reader,
             request_id="request",
             remaining=remaining,
             invoke=self.invoke,
@@ -100,6 +103,7 @@ async def job(connections: Connections, worker: Worker) -> AsyncIterator[Job]:
     yield made
     await made.store.cancel(JobState.CANCELLED, b"")
     await made.store.finish()
+    made.reader.close(wait=True)
 
 
 async def test_a_renewal_says_what_runs(job: Job, tmp_path: Path) -> None:
@@ -197,6 +201,12 @@ async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thr
         await asyncio.wrap_future(stuck)
 
 
+def decoded(value: object) -> Any:
+    """A value that has travelled."""
+    frames = {1: wire.join(wire.dumps(value))}
+    return incarnation_module._decode(frames, threading.Event())[1][1]
+
+
 def test_a_module_that_another_thread_imports_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -209,7 +219,10 @@ def test_a_module_that_another_thread_imports_is_waited_for(
         return loads(frame)
 
     monkeypatch.setattr(wire, "loads", half_done)
-    assert incarnation_module._decode({1: wire.join(wire.dumps("value"))})[1][1] == "value"
+    assert (
+        incarnation_module._decode({1: wire.join(wire.dumps("value"))}, threading.Event())[1][1]
+        == "value"
+    )
     assert len(tries) == 2
 
 
@@ -222,7 +235,7 @@ def test_a_module_that_is_not_there_is_not_waited_for(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(wire, "loads", missing)
     with pytest.raises(Unreadable):
-        incarnation_module._decode({1: wire.join(wire.dumps("value"))})
+        decoded("value")
     assert len(tries) == 1
 
 
@@ -258,3 +271,84 @@ async def test_who_only_reads_until_the_time_is_over_does_not_hand_over(
     assert job.invoked == []
     record = wire.unpack(await job.record("0"))
     assert (record[2], record[5]) == (True, 1), "held still, and an attempt"
+
+
+def program(work: Any, limits: Limits = NO_LIMITS) -> Program:
+    """A task without inputs."""
+    return Program(work, (), (), None, limits)
+
+
+def test_a_task_that_meets_a_module_half_done_runs_again() -> None:
+    tries = []
+
+    def importing(_: object) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise AttributeError("partially initialized module 'a' has no attribute 'b'")
+        return "whole"
+
+    values: dict[int, Any] = {}
+    assert incarnation_module._try(1, program(importing), values) is None
+    assert values == {1: "whole"}
+
+
+def test_an_attribute_that_is_not_there_is_not_waited_for() -> None:
+    tries = []
+
+    def wrong(_: object) -> None:
+        tries.append(1)
+        raise AttributeError("'int' object has no attribute 'b'")
+
+    assert isinstance(incarnation_module._try(1, program(wrong), {}), AttributeError)
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("timeout", [None, 0.3])
+async def test_a_try_that_is_cut_short_after_others_have_failed(
+    job: Job, timeout: float | None
+) -> None:
+    """The next incarnation would begin with the first try, and be cut short in the same one."""
+    tries = []
+
+    def work(_: object) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ValueError("the first try")
+        while True:
+            time.sleep(0.01)
+
+    incarnation = job.incarnation(remaining=1.0)
+    incarnation._cache.programs[7] = program(work, Limits(10**6, timeout and 100 * timeout))
+    cutting = asyncio.create_task(incarnation._hand_over())
+    await incarnation._run((Step(7, ()),))
+    cutting.cancel()
+    incarnation._limited.close()
+    kind, task, tried, *_ = wire.unpack(incarnation._error)
+    assert (kind, task, tried) == (b"task", 7, 1)
+
+
+async def test_reading_that_hangs_does_not_hold_up_the_next_job() -> None:
+    reader, held = Worker(), threading.Event()
+    hangs = reader.submit(held.wait)
+    assert not await reader.settle(0.01)
+    reader.abandon(interrupt=False)
+    assert await asyncio.wrap_future(reader.submit(lambda: "read")) == "read"
+    assert await reader.settle(20)
+    held.set()
+    assert await asyncio.wrap_future(hangs), "it was not interrupted"
+    reader.close(wait=True)
+
+
+def test_an_output_whose_error_cannot_be_shown() -> None:
+    class Unshown(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    class Stays:
+        def __reduce__(self) -> Any:
+            raise Unshown
+
+    facts = PlanFacts((), (), 10, 10, 1.0)
+    made = incarnation_module._encode([1], {1: Stays()}, facts, "w", 10, threading.Event())
+    assert isinstance(made, incarnation_module.Failed)
+    assert "cannot be shown" in str(made.error)

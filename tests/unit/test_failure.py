@@ -273,3 +273,14 @@ def test_a_timeout_names_the_task_its_limit_and_what_to_change(tries: int, said:
         'File "inner", line 7, in call',
         "in inner",
     ]
+
+
+def test_a_large_exception_is_not_pieced_together_to_be_thrown_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def joined(_: wire.Segments) -> bytes:
+        raise AssertionError("it is as large as what it holds, a second time")
+
+    monkeypatch.setattr(wire, "join", joined)
+    error = ValueError("large", bytes(2 * failure.MOST_PICKLE))
+    failure.task_failed(1, error, hidden=lambda _: False, request_id="r", executor="0")

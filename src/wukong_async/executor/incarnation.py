@@ -4,7 +4,7 @@ The engine decides; this carries out. Each action is a task of one TaskGroup tha
 the engine what came of it. The engine and the books of this class are touched on the event loop
 only. Tasks of the graph run in the one worker thread, which owns `values` while it runs: the loop
 then only adds what was fetched. Leases are renewed from the loop meanwhile. So nothing is unpickled
-on it either: even a small object may import a library for seconds.
+on it either: even a small object may import a library for seconds. One more thread does that.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ HAND_OVER_SHARE, HAND_OVER_MOST = 0.2, 30.0
 more; when half of that is gone it gives up what still runs."""
 IMPORT_PAUSES = (0.05, 0.2, 1.0)
 """Seconds to wait for another thread that imports the same modules."""
-LONGEST_IMPORT = 10.0
 HALF_DONE = (ImportError, AttributeError)
 """What a module that another thread is importing leads to."""
-_UNPICKLING = threading.Lock()
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
@@ -102,6 +100,8 @@ class Progress:
 
     steps: Sequence[Step]
     ran: int = 0
+    failed: Failed | None = None
+    """The last try of the task that runs now."""
     began: float = math.inf
     """When the thread came to it, by the monotonic clock."""
     closed: bool = False
@@ -133,6 +133,7 @@ class Incarnation:
         store: JobStore,
         cache: PlanCache,
         worker: Worker,
+        reader: Worker,
         request_id: str,
         remaining: float,
         invoke: Callable[[Sequence[Invocation]], Awaitable[None]],
@@ -142,6 +143,8 @@ class Incarnation:
         self._store = store
         self._cache = cache
         self._worker = worker
+        # One, or modules that import each other would be met half done more often.
+        self._reader = reader
         # Apart, so that a limited task begins when it is submitted, and holds nothing else up.
         self._limited = Worker()
         self._request_id = request_id
@@ -336,9 +339,9 @@ class Incarnation:
                 return []
             try:
                 decode = partial(blocks.decode, frame, starts[index], edges[index])
-                block = await asyncio.to_thread(_patiently, decode)
+                block = await self._in_reader(partial(_patiently, decode))
             except blocks.Unreadable as error:
-                self._fail(self._unreadable("plan", error))
+                self._fail(await self._in_reader(partial(self._unreadable, "plan", error)))
                 return []
             self._cache.add_block(index, block)
         found = map(self._cache.block, wanted)
@@ -368,10 +371,13 @@ class Incarnation:
         there = {number: frame for number, frame in frames.items() if frame is not None}
         frames.clear()
         try:
-            return await asyncio.to_thread(_decode, there), lost
+            return await self._in_reader(partial(_decode, there, self._stop)), lost
         except blocks.Unreadable as error:
-            self._fail(self._unreadable("value", error))
+            self._fail(await self._in_reader(partial(self._unreadable, "value", error)))
             return {}, []
+
+    async def _in_reader(self, work: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._reader.submit(work))
 
     async def _remake(self, lost: Sequence[int]) -> dict[int, tuple[int, Any]]:
         """Outputs that the store has lost, made again from the plan and what is left of it.
@@ -401,12 +407,16 @@ class Incarnation:
         run = partial(_run_steps, progress, self._cache, values, self._stop, self._pause)
         failed = await self._in_worker(run)
         if failed is not None:
-            self._fail(self._task_failed(failed))
+            await self._fail_for(failed)
         return {task: (0, values[task]) for task in lost if task in values}
 
     def _unreadable(self, what: Literal["plan", "value"], error: blocks.Unreadable) -> bytes:
         cause = error.__cause__ or error
         return failure.unreadable(what, error.number, cause, **self._told_by())
+
+    async def _fail_for(self, failed: Failed) -> None:
+        # An exception is pickled, and unpickled to see whether that works.
+        self._fail(await self._in_worker(partial(self._task_failed, failed)))
 
     def _task_failed(self, failed: Failed) -> bytes:
         task, error = failed.task, failed.error
@@ -441,13 +451,16 @@ class Incarnation:
                 self._values = dict(self._values)
         self._ran_any = self._ran_any or progress.ran > 0
         if isinstance(failed, Failed):
-            self._fail(self._task_failed(failed))
+            await self._fail_for(failed)
         elif failed is None or self._ran_any:
             self._engine.ran(progress.ran)
+        elif progress.failed is not None:
+            # The next incarnation would begin with the first try, and not come further.
+            await self._fail_for(progress.failed)
         elif progress.began < self._ends - self._remaining / 2:
             # It had all of the function's time, or most of it.
             late = TookTooLong(self._remaining, failed.stack)
-            self._fail(self._task_failed(Failed(steps[0].task, late, tries=0)))
+            await self._fail_for(Failed(steps[0].task, late, tries=0))
         else:
             self._leave()
 
@@ -471,8 +484,9 @@ class Incarnation:
                 return None
             if isinstance(error, TookTooLong) and error.seconds is None:
                 return error
+            self._progress.failed = Failed(task, error, tries)
             if not _again(program, tries, error):
-                return Failed(task, error, tries)
+                return self._progress.failed
         raise AssertionError
 
     async def _await(
@@ -513,7 +527,7 @@ class Incarnation:
                 partial(_encode, rest, self._values, self._facts, self._nonce, room, self._stop)
             )
             if isinstance(made, Failed):
-                self._fail(self._task_failed(made))
+                await self._fail_for(made)
                 return
             payloads, objects = made
             self._payloads.update(payloads)
@@ -535,27 +549,23 @@ def _patiently(unpickle: Callable[[], T]) -> T:
     Modules that import each other may be seen half done by a thread that comes in from the other
     side: Python prefers that to a deadlock. It is over when the other thread is through.
     """
-    # Not for ever: one that hangs must not hold up the next job in this sandbox.
-    held = _UNPICKLING.acquire(timeout=LONGEST_IMPORT)
-    try:
-        for pause in IMPORT_PAUSES:
-            try:
-                return unpickle()
-            except (*HALF_DONE, blocks.Unreadable) as error:
-                cause = error.__cause__ if isinstance(error, blocks.Unreadable) else error
-                if not isinstance(cause, HALF_DONE) or isinstance(cause, ModuleNotFoundError):
-                    raise
-            time.sleep(pause)
-        return unpickle()
-    finally:
-        if held:
-            _UNPICKLING.release()
+    for pause in IMPORT_PAUSES:
+        try:
+            return unpickle()
+        except (*HALF_DONE, blocks.Unreadable) as error:
+            cause = error.__cause__ if isinstance(error, blocks.Unreadable) else error
+            if not isinstance(cause, HALF_DONE) or isinstance(cause, ModuleNotFoundError):
+                raise
+        time.sleep(pause)
+    return unpickle()
 
 
-def _decode(frames: dict[int, bytes]) -> dict[int, tuple[int, Any]]:
+def _decode(frames: dict[int, bytes], stop: threading.Event) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
     for number in list(frames):
+        if stop.is_set():
+            break
         frame = frames.pop(number)
         try:
             values[number] = len(frame), _patiently(partial(wire.loads, frame))
@@ -582,24 +592,33 @@ def _run_steps(
             error = _try(task, program, values)
             if error is None:
                 break
+            progress.failed = Failed(task, error, tries)
             if not _again(program, tries, error):
-                return Failed(task, error, tries)
+                return progress.failed
         with progress.lock:
             if progress.closed:
                 return None
-            for number in drops:
-                del values[number]
+            dropped = [values.pop(number) for number in drops]
             progress.ran += 1
+            progress.failed = None
+        del dropped  # A destructor of the user's may take its time; the loop takes this lock.
     return None
 
 
 def _try(task: int, program: Program, values: dict[int, Any]) -> BaseException | None:
     """Run a task once, and add its output to `values`; or what it has raised."""
-    try:
-        values[task] = program.run(values)
-    except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
-        return error
-    return None
+    for pause in (*IMPORT_PAUSES, None):
+        try:
+            values[task] = program.run(values)
+        except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+            # What it imports may be half done by the thread that reads, as in `_patiently`.
+            met = isinstance(error, HALF_DONE) and "partially initialized" in wire.text_of(error)
+            if pause is None or not met:
+                return error
+        else:
+            return None
+        time.sleep(pause)
+    raise AssertionError
 
 
 def _again(program: Program, tries: int, error: BaseException) -> bool:
@@ -626,7 +645,7 @@ def _encode(
             segments = wire.dumps(values[task])
         except BaseException as error:
             explained = SerializationError(
-                f"The output of this task has to travel, but does not pickle: {error}"
+                f"The output of this task has to travel, but does not pickle: {wire.text_of(error)}"
             )
             explained.__cause__ = error.__cause__ if isinstance(error, WukongError) else error
             return Failed(task, explained)

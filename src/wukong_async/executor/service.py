@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Protocol
 
 from wukong_async.config import Settings
-from wukong_async.errors import StoreFull, StoreUnreachable, WukongError
+from wukong_async.errors import StoreError, WukongError
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
 from wukong_async.executor.worker import Worker
@@ -29,6 +29,8 @@ log = logging.getLogger("wukong.executor")
 
 ENDPOINT = "AWS_ENDPOINT_URL_LAMBDA"
 """Set where the function does not run on AWS."""
+LONGEST_IMPORT = 10.0
+"""Seconds that an earlier invocation's unpickling is waited for."""
 NOT_OURS = ("_X_AMZN_", "AWS_LAMBDA_", "_LAMBDA_")
 """Prefixes of the variables that AWS's runtime client sets and deletes for each request."""
 
@@ -54,6 +56,7 @@ class Service:
         self._invoker: Invoker | None = None
         self._making = asyncio.Lock()
         self._worker = Worker()
+        self._reader = Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
         self._environment = _environment()
@@ -75,6 +78,7 @@ class Service:
             if held is not None:
                 self._loop.run_until_complete(held.__aexit__(None, None, None))
         self._worker.close()
+        self._reader.close()
         self._loop.close()
 
     def _restore(self) -> None:
@@ -119,6 +123,10 @@ class Service:
 
     async def _handle(self, invocation: Invocation, context: Context) -> dict[str, str]:
         connections = await self._connected()
+        # Not interrupted: a module whose import is cut short may never be whole again. Not waited
+        # for endlessly: what hangs must not hold up every other job in this sandbox.
+        if not await self._reader.settle(LONGEST_IMPORT):
+            self._reader.abandon(interrupt=False)
         if self._cache.job_id != invocation.job_id:
             self._cache = PlanCache(invocation.job_id)
         incarnation = Incarnation(
@@ -126,13 +134,14 @@ class Service:
             JobStore(connections, invocation.job_id),
             self._cache,
             self._worker,
+            self._reader,
             context.aws_request_id,
             context.get_remaining_time_in_millis() / 1000,
             partial(self._invoke, context.invoked_function_arn),
         )
         try:
             reason = await incarnation.run()
-        except (StoreFull, StoreUnreachable) as error:
+        except StoreError as error:
             log.warning("executor %s gives up: %s", invocation.executor, error)
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import sys
 import traceback
@@ -38,15 +39,26 @@ class Worker:
         calls = (call for frame in inside for call in traceback.walk_stack(frame))
         return list(reversed(traceback.StackSummary.extract(calls)))
 
-    def abandon(self) -> None:
-        """Interrupt the thread and go on with another one.
+    async def settle(self, seconds: float) -> bool:
+        """Give the thread time to finish; whether it has."""
+        if self._unfinished:
+            await asyncio.wait(map(asyncio.wrap_future, self._unfinished), timeout=seconds)
+        return not self._unfinished
 
-        What it runs gets an exception at its next byte code, and keeps its thread for as long as
-        it does not reach one. What was submitted after that is cancelled.
+    def abandon(self, *, interrupt: bool = True) -> None:
+        """Go on with another thread.
+
+        What was submitted after what runs is cancelled.
+
+        Parameters
+        ----------
+        interrupt
+            What runs gets an exception at its next byte code, and keeps its thread for as long as
+            it does not reach one.
         """
         pool, self._pool = self._pool, _new_pool()
         self._unfinished = set()
-        for thread in pool._threads:
+        for thread in pool._threads if interrupt else ():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
             )

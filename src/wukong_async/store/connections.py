@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
@@ -52,7 +53,11 @@ NOT_AN_ANSWER = (
     TryAgainError,
     OSError,
 )
-BUSY_PREFIXES = ("BUSY", "LOADING", "MOVED", "ASK", "MISCONF")
+BUSY = re.compile(r"(.*caused error: )?(BUSY|LOADING|MOVED|ASK|MISCONF|NOREPLICAS)", re.DOTALL)
+"""How errors that say "not now" begin, by themselves or in a pipeline."""
+PATIENCE = 3
+"""A connection may be silent for the n-th part of what the server may: it may be dead, and the
+server alive."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two attempts; doubled each time, with full jitter."""
 READ_SIZE = 256 * 1024
@@ -146,8 +151,11 @@ class Connections:
                         f"{self._name(shard)} refuses access: {error}"
                     ) from error
                 self._give_up(shard, started, error)
+                if isinstance(error, TimeoutError):
+                    # What else has lain idle since may be as dead.
+                    await self._clients[shard].connection_pool.disconnect(inuse_connections=False)
             except ResponseError as error:
-                if not str(error).startswith(BUSY_PREFIXES):
+                if not BUSY.match(str(error)):
                     raise StoreError(f"{self._name(shard)} says: {error}") from error
                 self._give_up(shard, started, error)
             else:
@@ -199,8 +207,8 @@ class Connections:
             return Redis.from_url(
                 url,
                 protocol=3,
-                socket_timeout=self.timeout,
-                socket_connect_timeout=min(5.0, self.timeout),
+                socket_timeout=self.timeout / PATIENCE,
+                socket_connect_timeout=min(5.0, self.timeout / PATIENCE),
                 socket_read_size=READ_SIZE,
                 # `ask` owns repetition; a second policy below it would multiply the waiting.
                 retry=Retry(NoBackoff(), 0),
