@@ -129,6 +129,12 @@ def ingest(
             literals[key] = node.value
             continue
         elif isinstance(node, GraphNode):
+            if _is_on_disk(key, node):
+                raise GraphError(
+                    f"Task {key!r} shuffles over a disk, and executors have none in common. Make"
+                    " the collection while a client is open, or with shuffle='tasks' (of a data"
+                    " frame: shuffle_method='tasks')."
+                )
             targets = list(node.dependencies)
             nodes[key] = node
         else:
@@ -166,10 +172,26 @@ def materialise(graph: object) -> Mapping[Key, Any]:
             f"A {type(graph).__qualname__} is not a Dask graph: pass a collection, a mapping of"
             " keys to tasks, a HighLevelGraph or an expression."
         )
-    made = make()
+    try:
+        made = make()
+    except TypeError as error:
+        layers = (layer.annotations for _, layer in _annotated_layers(graph))
+        if not any(callable(value) for given in layers for value in given.values()):
+            raise
+        raise GraphError(
+            "Dask cannot fuse tasks that are annotated with functions: annotate them with values,"
+            " or compute with optimize_graph=False."
+        ) from error
     if made is None or made is graph:
         raise GraphError(f"The {type(graph).__qualname__} has no Dask graph.")
     return materialise(made)
+
+
+def _is_on_disk(key: Key, node: Node) -> bool:
+    """Whether this is what the tasks of one of Dask's disk shuffles write to."""
+    name = key[0] if isinstance(key, tuple) and key else key
+    shuffles = isinstance(name, str) and name.startswith(("partd-", "zpartd-"))
+    return shuffles and "partd" in repr(getattr(node, "func", None))
 
 
 def parts(node: Node) -> list[tuple[str, object]]:
@@ -378,9 +400,12 @@ class _Annotated:
         computed = [(k, t) for k, t in tasks if not isinstance(t, DataNode | Alias)]
         if key in self.tasks or not isinstance(key, str):
             holder = key
-        for inner_key, task in computed:
-            yield from self.origins(inner_key, task, holder)
-        if not computed:
+        if computed:
+            inside = [o for k, task in computed for o in self.origins(k, task, holder)]
+            # What was fused before it was annotated has nothing inside.
+            own = {} if any(given for _, given in inside) else self.tasks.get(key)
+            yield from [(holder, own)] if own else inside
+        else:
             layer = OF_BLOCK.sub("", key) if isinstance(key, str) else None
             found = self.tasks.get(key) or self.layers.get(layer) or NO_ANNOTATIONS
             yield holder, found
@@ -407,7 +432,7 @@ def _annotation(name: str, key: Key, annotations: Mapping[str, object]) -> Any:
 def _retries(value: Any) -> int:
     number: Any = value if isinstance(value, Integral) and not isinstance(value, bool) else -1
     if not 0 <= number <= MOST:
-        raise ValueError(f"retries must be an integer of at least 0, not {value!r}.")
+        raise ValueError(f"retries must be an integer from 0 to {MOST:_}, not {value!r}.")
     return int(number)
 
 
@@ -415,12 +440,13 @@ def _timeout(value: Any) -> float:
     seconds = value
     # Dask reads "s" as 1 second.
     if isinstance(value, str) and any(map(str.isdigit, value)):
-        with contextlib.suppress(ValueError, KeyError):
+        with contextlib.suppress(ValueError, KeyError, OverflowError):
             seconds = parse_timedelta(value)
     number: Any = seconds if isinstance(seconds, Real) and not isinstance(seconds, bool) else 0
     if not 0 < number <= MOST:  # Written so that nan is in no range.
         raise ValueError(
-            f"timeout must be seconds, or a time such as '30 s', above 0, not {value!r}."
+            "timeout must be seconds, or a time such as '30 s', above 0 and at most"
+            f" {MOST:_}, not {value!r}."
         )
     return float(number)
 

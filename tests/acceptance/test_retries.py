@@ -300,7 +300,7 @@ async def test_tasks_with_time_enough_compute_what_they_do_without(client: Wukon
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "2"])
 async def test_bad_retries(client: WukongClient, value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"retries must be an integer of at least 0, not"):
+    with pytest.raises(ConfigError, match=r"retries must be an integer from 0 to 1_000"):
         await client.compute(delayed(inc)(1), retries=value)
     with dask.annotate(retries=lambda _: value):
         x = delayed(inc)(1, dask_key_name="annotated")
@@ -308,7 +308,10 @@ async def test_bad_retries(client: WukongClient, value: Any) -> None:
         await client.compute(x)
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "s", "soon", [1]])
+TIMES = [0, -1, float("nan"), float("inf"), True, "s", "soon", "1e400 s", [1]]
+
+
+@pytest.mark.parametrize("value", TIMES)
 async def test_bad_timeouts(client: WukongClient, value: Any) -> None:
     with pytest.raises(ConfigError, match=r"timeout must be seconds, or a time such as '30 s'"):
         await asyncio.to_thread(client.get, {"a": 1}, "a", timeout=value)

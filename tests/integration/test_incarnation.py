@@ -47,9 +47,14 @@ class Job:
         self.invoked: list[str] = []
 
     async def create(
-        self, dsk: dict[str, Any], keys: str | list[str], leaves: slice = slice(None)
+        self,
+        dsk: dict[str, Any],
+        keys: str | list[str],
+        leaves: slice = slice(None),
+        **annotations: Any,
     ) -> Upload:
-        upload = Upload.prepare(dsk, [keys] if isinstance(keys, str) else keys, Settings())
+        wanted = [keys] if isinstance(keys, str) else keys
+        upload = Upload.prepare(dsk, wanted, Settings(), annotations)
         await self.store.open(600)
         for batch in upload.batches():
             await self.store.put(batch, 600)
@@ -352,3 +357,70 @@ def test_an_output_whose_error_cannot_be_shown() -> None:
     made = incarnation_module._encode([1], {1: Stays()}, facts, "w", 10, threading.Event())
     assert isinstance(made, incarnation_module.Failed)
     assert "cannot be shown" in str(made.error)
+
+
+def consume(numbers: Iterator[int]) -> int:
+    """Their sum, slowly, or an error at the sixth in the first try."""
+    total = 0
+    for number in numbers:
+        total += number
+        time.sleep(0.004)
+        if number == 5 and not consumed.is_set():
+            consumed.set()
+            raise OSError("only this time")
+    return total
+
+
+consumed = threading.Event()
+"""In this process, where incarnations of these tests run."""
+CONSUMED: dict[str, Any] = {
+    "n": (int, 10),
+    "numbers": (iter, (list, (range, "n"))),
+    "pair": (lambda *items: items, "numbers", "n"),
+}
+
+
+async def result(job: Job) -> Any:
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.DONE, outcome
+    ((_, frame),) = (await job.store.resolve(outcome.results)).items()
+    return wire.loads(frame or b"")
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}])
+@pytest.mark.parametrize("graph", ["numbers", "pair"])
+async def test_a_task_that_is_tried_again_does_not_go_on_with_half_an_iterator(
+    job: Job, graph: str, limits: dict[str, Any]
+) -> None:
+    consumed.clear()
+    work = consume if graph == "numbers" else lambda pair: consume(pair[0])
+    await job.create({**CONSUMED, "total": (work, graph)}, "total", retries=1, **limits)
+    assert await job.incarnation().run() is Status.OK
+    assert consumed.is_set()
+    assert await result(job) == sum(range(10))
+
+
+async def test_a_task_that_is_cut_short_hands_over_its_iterator_whole(job: Job) -> None:
+    consumed.set()
+    await job.create({**CONSUMED, "n": (int, 220), "total": (consume, "numbers")}, "total")
+    assert await job.incarnation(remaining=0.8).run() is Status.OK
+    assert job.invoked == ["0"], "it was handed over"
+    assert await job.incarnation().run() is Status.OK
+    assert await result(job) == sum(range(220))
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}])
+async def test_tries_that_do_not_fit_into_the_functions_time_end(
+    job: Job, limits: dict[str, Any]
+) -> None:
+    """Each incarnation would begin with the first one, for ever."""
+
+    def fails() -> None:
+        time.sleep(0.01)
+        raise ValueError("always")
+
+    await job.create({"x": (fails,)}, "x", retries=10**6, **limits)
+    await job.incarnation(remaining=0.5).run()
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.FAILED
+    assert wire.unpack(outcome.error)[0] == b"task"

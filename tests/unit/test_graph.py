@@ -9,6 +9,8 @@ from typing import Any
 import dask
 import dask.array as da
 import dask.bag as db
+import dask.dataframe as dd
+import pandas as pd
 import pytest
 from dask import delayed
 from dask._expr import Expr
@@ -300,3 +302,30 @@ def test_what_dask_marks_as_not_annotated_is_not() -> None:
     with dask.annotate(retries=lambda _: Expr._annotations_tombstone()):
         x = delayed(inc)(1, dask_key_name="x")
     assert limits_of(x) == {}
+
+
+def test_what_was_fused_before_keeps_its_annotations() -> None:
+    with dask.annotate(retries=3):
+        x = da.ones(4, chunks=2).map_blocks(inc).to_delayed()
+    found = limits_of(x[0])
+    assert list(found.values()) == [(3, None)]
+
+
+def test_functions_that_dask_cannot_compare() -> None:
+    with dask.annotate(retries=lambda _: 1):
+        x = da.ones(4, chunks=2).map_blocks(inc)
+    with pytest.raises(GraphError, match="annotate them with values, or compute with optimize"):
+        limits_of(x)
+    assert set(limits_of(x, optimize_graph=False).values()) == {(1, None)}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_shuffle_over_a_disk_is_refused(fused: bool) -> None:
+    bag = db.from_sequence(range(6), npartitions=2).map(inc)
+    found = bag.groupby(lambda v: v % 2, shuffle="disk")
+    collection = found.map(len) if fused else found
+    with pytest.raises(GraphError, match="shuffles over a disk, and executors have none in common"):
+        limits_of(collection)
+    frame = dd.from_pandas(pd.DataFrame({"a": range(4)}), npartitions=2)
+    with pytest.raises(GraphError, match="shuffle_method='tasks'"):
+        limits_of(frame.shuffle("a", shuffle_method="disk"))

@@ -303,6 +303,8 @@ class WukongClient:
         It has to be in one of this client's stores. As long as its own client lives, that one
         deletes it when it has the results; else they are kept for `wukong.result_ttl`.
         """
+        if not isinstance(job_id, str):
+            raise TypeError(f"A job's id is a str, as in client.jobs(), not {job_id!r}.")
         return Job(job_id, lambda name, verb: self._do(self._about(name, verb)))
 
     async def _compute(

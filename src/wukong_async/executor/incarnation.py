@@ -15,7 +15,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -71,6 +71,7 @@ IMPORT_PAUSES = (0.05, 0.2, 1.0)
 """Seconds to wait for another thread that imports the same modules."""
 HALF_DONE = (ImportError, AttributeError)
 """What a module that another thread is importing leads to."""
+STARVED = "it has not come to run anything"
 OURS = (str(Path(__file__).parents[1]), dask._task_spec.__file__)
 """Where the frames live that stand above a task's own in its traceback."""
 
@@ -82,6 +83,8 @@ class Failed:
     task: int
     error: BaseException
     tries: int = 1
+    again: bool = False
+    """It may be tried again, but this try has used up inputs, which have to be made again first."""
 
 
 class TookTooLong(Exception):
@@ -294,7 +297,7 @@ class Incarnation:
         await self._invoke([])
         await asyncio.sleep(self._ends - margin - time.monotonic())
         if not self._ran_any and not self._progress.ran and self._running is None:
-            self._leave()  # It has only read: the next one would not come further.
+            self._leave(STARVED)  # It has only read: the next one would not come further.
             return
         self._pause.set()
         self._engine.hand_over()
@@ -303,9 +306,9 @@ class Incarnation:
         if self._running is not None:
             self._running.cancel()
 
-    def _leave(self) -> None:
+    def _leave(self, why: str) -> None:
         """End as if crashed, so that it counts as an attempt."""
-        log.warning("executor %s leaves: it has not come to run anything", self._executor)
+        log.warning("executor %s leaves: %s", self._executor, why)
         self._stopped(Status.FENCED)
 
     def _stopped(self, status: Status) -> None:
@@ -356,7 +359,8 @@ class Incarnation:
         missing = [number for number in objects if number not in sizes]
         found, lost = await self._read(missing)
         if lost:
-            found.update(await self._remake(lost))
+            log.warning("the store has lost %d objects; they are computed again", len(lost))
+            found.update(await self._remake(lost, self._pause))
         for number, (size, value) in found.items():
             sizes[number], self._values[number] = size, value
             if number < 0:
@@ -379,13 +383,14 @@ class Incarnation:
     async def _in_reader(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._reader.submit(work))
 
-    async def _remake(self, lost: Sequence[int]) -> dict[int, tuple[int, Any]]:
-        """Outputs that the store has lost, made again from the plan and what is left of it.
+    async def _remake(
+        self, lost: Sequence[int], pause: threading.Event
+    ) -> dict[int, tuple[int, Any]]:
+        """Outputs that are nowhere any more, made again from the plan and what is left of it.
 
         Nothing of it is told to anybody: for all others the tasks have passed. What cannot be made
         again (a literal, a block of the plan) fails the job.
         """
-        log.warning("the store has lost %d objects; they are computed again", len(lost))
         values: dict[int, Any] = {}
         recipes: dict[int, Program] = {}
         missing = list(lost)
@@ -404,7 +409,7 @@ class Incarnation:
         # In the order of their numbers, inputs come first.
         steps = [Step(task, ()) for task in sorted(recipes)]
         progress = Progress(steps)
-        run = partial(_run_steps, progress, self._cache, values, self._stop, self._pause)
+        run = partial(_run_steps, progress, self._cache, values, self._stop, pause)
         failed = await self._in_worker(run)
         if failed is not None:
             await self._fail_for(failed)
@@ -440,8 +445,7 @@ class Incarnation:
         progress = self._progress = Progress(steps)
         limits = self._cache.programs[steps[0].task].limits
         if limits.timeout is None:
-            run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
-            failed = await self._await(self._worker, run)
+            failed = await self._run_unlimited(progress)
         else:
             failed = await self._run_limited(steps[0], limits)
         if isinstance(failed, TookTooLong):
@@ -452,17 +456,44 @@ class Incarnation:
         self._ran_any = self._ran_any or progress.ran > 0
         if isinstance(failed, Failed):
             await self._fail_for(failed)
-        elif failed is None or self._ran_any:
-            self._engine.ran(progress.ran)
-        elif progress.failed is not None:
+        elif progress.failed is not None and not self._ran_any:
             # The next incarnation would begin with the first try, and not come further.
             await self._fail_for(progress.failed)
+        elif failed is None or self._ran_any:
+            tried = failed is not None or progress.failed is not None
+            if tried and progress.task is not None and not await self._renewed(progress.task):
+                self._leave("it cannot make again what a task has used up")
+            else:
+                self._engine.ran(progress.ran)
         elif progress.began < self._ends - self._remaining / 2:
             # It had all of the function's time, or most of it.
             late = TookTooLong(self._remaining, failed.stack)
             await self._fail_for(Failed(steps[0].task, late, tries=0))
         else:
-            self._leave()
+            self._leave(STARVED)
+
+    async def _renewed(self, task: int) -> bool:
+        """Make again what a try of a task may have used up of its inputs; whether that worked.
+
+        An iterator goes from task to task like any other value, but only once.
+        """
+        used = [n for n in self._cache.programs[task].sources if _goes_once(self._values[n])]
+        # Even if the function's time is nearly over: that is when it is needed.
+        made = await self._remake(used, threading.Event()) if used else {}
+        self._values.update((number, value) for number, (_, value) in made.items())
+        return made.keys() == set(used)
+
+    async def _run_unlimited(self, progress: Progress) -> Failed | TookTooLong | None:
+        """Run tasks in the worker thread."""
+        while True:
+            run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
+            failed = await self._await(self._worker, run)
+            if not isinstance(failed, Failed) or not failed.again:
+                return failed
+            if self._pause.is_set():
+                return None
+            if not await self._renewed(failed.task):
+                return failed
 
     async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
         """Run a task whose time is limited, each try in a thread that can be given up."""
@@ -485,7 +516,7 @@ class Incarnation:
             if isinstance(error, TookTooLong) and error.seconds is None:
                 return error
             self._progress.failed = Failed(task, error, tries)
-            if not _again(program, tries, error):
+            if not _again(program, tries, error) or not await self._renewed(task):
                 return self._progress.failed
         raise AssertionError
 
@@ -584,16 +615,18 @@ def _run_steps(
     """Run tasks one after the other, until one fails or there is no more time for them."""
     programs = cache.programs
     progress.began = time.monotonic()
-    for task, drops in progress.steps:
+    for task, drops in progress.steps[progress.ran :]:
         program = programs[task]
-        for tries in count(1):
+        for tries in count(1 if progress.failed is None else progress.failed.tries + 1):
             if stop.is_set() or pause.is_set():
                 return None
             error = _try(task, program, values)
             if error is None:
                 break
-            progress.failed = Failed(task, error, tries)
-            if not _again(program, tries, error):
+            again = _again(program, tries, error)
+            used = again and any(_goes_once(values[number]) for number in program.sources)
+            progress.failed = Failed(task, error, tries, again=used)
+            if used or not again:
                 return progress.failed
         with progress.lock:
             if progress.closed:
@@ -619,6 +652,15 @@ def _try(task: int, program: Program, values: dict[int, Any]) -> BaseException |
             return None
         time.sleep(pause)
     raise AssertionError
+
+
+def _goes_once(value: object) -> bool:
+    """Whether a value is, or holds, something that can be gone through only once."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(isinstance(item, Iterator) for item in value)
+    return isinstance(value, Iterator)
 
 
 def _again(program: Program, tries: int, error: BaseException) -> bool:
