@@ -22,6 +22,7 @@ from wukong_async.blocks import PlanFacts, block_of
 from wukong_async.errors import FunctionNotFound, InvocationError, StoreError
 from wukong_async.invocation import Invocation, versions
 from wukong_async.invoker import Invoker
+from wukong_async.loops import times_cancelled
 from wukong_async.protocol import JobState, Outcome, Watch
 from wukong_async.store import JobStore, block_name
 
@@ -112,10 +113,11 @@ class Watcher:
             await asyncio.wait([keeping])
 
     async def _keep(self, pause: float) -> None:
-        while True:
+        while not times_cancelled():
             await asyncio.sleep(pause)
             with contextlib.suppress(StoreError):  # The body meets it as well.
                 watch = await self._store.watch(self.owner)
+                self.owns = watch.owned
                 if watch.extended:
                     await self._store.extend(watch.extended)
 

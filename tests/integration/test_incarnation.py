@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import secrets
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dask._task_spec import DataNode
 
 from tests.acceptance.functions import touch_and_wait
 from tests.integration.jobs import new_job
@@ -398,6 +400,43 @@ async def test_a_task_that_is_tried_again_does_not_go_on_with_half_an_iterator(
     assert await job.incarnation().run() is Status.OK
     assert consumed.is_set()
     assert await result(job) == sum(range(10))
+
+
+def read(buffer: io.BytesIO, limit: int) -> bytes:
+    """All of it, or an error in the first try."""
+    found = buffer.read()
+    if not consumed.is_set():
+        consumed.set()
+        raise OSError("only this time")
+    return found[:limit]
+
+
+async def test_a_file_in_the_graph_is_read_again(job: Job) -> None:
+    consumed.clear()
+    file = DataNode("file", io.BytesIO(bytes(200_000)))
+    graph = {"file": file, "n": (int, 5), "x": (read, "file", "n")}
+    await job.create(graph, "x", retries=1)
+    incarnation = job.incarnation()
+    assert await incarnation.run() is Status.OK
+    assert await result(job) == bytes(5)
+    assert incarnation._cache.literal(-1) is None, "the next task would get it as it is now"
+
+
+async def test_what_cannot_be_made_again_when_a_task_is_cut_short_fails_the_job(job: Job) -> None:
+    consumed.set()
+
+    def once() -> Iterator[int]:
+        if made:
+            raise ValueError("not a second time")
+        made.append(1)
+        return iter(range(220))
+
+    made: list[int] = []
+    await job.create({"n": (int, 1), "i": (once,), "total": (consume, "i")}, "total")
+    assert await job.incarnation(remaining=0.8).run() is Status.STOP
+    outcome = await job.store.outcome()
+    assert outcome.state is JobState.FAILED
+    assert wire.unpack(outcome.error)[0] == b"task"
 
 
 async def test_a_task_that_is_cut_short_hands_over_its_iterator_whole(job: Job) -> None:

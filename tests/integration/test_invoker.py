@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from wukong_async.config import Settings
+from wukong_async.errors import InvocationError
 from wukong_async.invoker import Invoker
 
 HOST = "127.0.0.1"
@@ -89,3 +91,14 @@ async def test_whoever_is_cancelled_while_an_invocation_fails_is_cancelled() -> 
     calling.cancel()
     await asyncio.wait([calling])
     assert calling.cancelled()
+
+
+async def test_an_invocation_that_fails_is_not_a_cancellation() -> None:
+    invoker = Invoker(Settings())
+    invoker._client = Refusing()
+    for payloads in ([b"refused"], [b"waits", b"refused", b"waits"]):
+        with pytest.raises(InvocationError, match="refused"):
+            await invoker.invoke_all(payloads)
+    me = asyncio.current_task()
+    assert me is not None
+    assert not me.cancelling()

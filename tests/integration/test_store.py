@@ -460,6 +460,26 @@ async def test_a_finisher_that_dies_half_way_is_succeeded(
     assert await connections.command(0, "KEYS", "*") == []
 
 
+async def test_what_a_client_has_uploaded_before_it_died_expires(
+    job: Job, connections: Connections
+) -> None:
+    await job.store.open(600)
+    await job.store.put([("b0", FRAME), ("b1", FRAME)], 600)
+    keys = await connections.command(0, "KEYS", "*")
+    assert len(keys) == 4, "the mark, the index and two objects"
+    for key in keys:
+        assert 0 < await connections.command(0, "PTTL", key) <= 600_000, key
+
+
+async def test_who_begins_notices_that_nobody_knows_what_is_taken(
+    job: Job, connections: Connections
+) -> None:
+    await job.create()
+    await connections.command(0, "DEL", f"wukong:{{{job.store.job_id}}}:taken")
+    assert (await job.store.begin("0", "n")).status is Status.GONE
+    assert wire.unpack((await job.store.outcome()).error)[0] == b"data"
+
+
 @pytest.mark.parametrize("key", ["live", "rec", "open"])
 async def test_a_watcher_notices_what_the_server_has_lost(
     job: Job, connections: Connections, key: str

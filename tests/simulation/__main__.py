@@ -60,7 +60,7 @@ def shrink(seed: int) -> tuple[frozenset[str], float]:
 def story(seed: int) -> str:
     """The smallest case of a failing seed, and the command that replays it."""
     without, calm = shrink(seed)
-    command = f"python -m tests.simulation --seed {seed} --calm {calm:g}"
+    command = f"{sys.executable} -m tests.simulation --seed {seed} --calm {calm:g}"
     if without:
         command += f" --without {','.join(sorted(without))}"
     return f"{fails(seed, without, calm)}\n    {command}"

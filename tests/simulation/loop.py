@@ -48,6 +48,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Have an event happen in `delay` seconds."""
         heapq.heappush(self._events, (self.now + delay, next(self._order), event))
 
+    @property
+    def has_events(self) -> bool:
+        return bool(self._events)
+
     def exhaust(self) -> None:
         """Let all events happen that are left."""
         while self._events:

@@ -105,6 +105,10 @@ class ModelStore:
     claimed: list[int] = field(default_factory=list)
     passed: list[int] = field(default_factory=list)
     failed: bytes = b""
+    invited: int = 0
+    """Executors that there were to be."""
+    begun: int = 0
+    """Times that one began."""
 
     def is_empty(self) -> bool:
         """Whether no key is left."""
@@ -152,6 +156,7 @@ class ModelStore:
         for executor, frontier in new.records:
             self.records[executor] = Record(tuple(frontier))
             self.live[executor] = self.now() + new.grace
+        self.invited += len(new.records)
         self.values.update(new.values)
         if new.tasks == 0:
             self._finish_job(JobState.DONE, b"")
@@ -178,6 +183,7 @@ class ModelStore:
             record.check = record.check or record.soft
             self.live[executor] = self.now() + self._lease(record)
             job.begins += 1
+            self.begun += 1
         return Begun(
             Status.OK,
             record.generation,
@@ -340,6 +346,7 @@ class ModelStore:
                 child = child_name(executor, sequence, index)
                 self.records[child] = Record(tuple(tasks), record.check)
                 self.live[child] = self.now() + self.job.new.grace
+                self.invited += 1
                 for task in tasks:
                     self._take(task)
                     handed.add(task)

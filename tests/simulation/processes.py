@@ -343,7 +343,7 @@ class Proxy(Process):
 
     async def main(self) -> None:
         world = self.world
-        while not world.is_over():
+        while not world.over:
             for job_id, model in tuple(world.stores.items()):
                 if await self.ask("lapsed", model.lapsed):
                     await keep(self.store(job_id), self.invoker)

@@ -632,6 +632,26 @@ class FrontiersAreReachedToo(Engine):
         self._mine = mine
 
 
+class RunsAreNotAwaited(Engine):
+    """A hand-over passes what still runs."""
+
+    def _work(self) -> None:
+        if self._leaving and self._running and not (self._failing or self._next or self._sent):
+            self._end_round()
+        else:
+            super()._work()
+
+
+class CommitsAreNotAwaited(Engine):
+    """A hand-over goes out while another commit is on its way, whose answer may refuse offers."""
+
+    def _work(self) -> None:
+        if self._leaving and self._sent and not (self._failing or self._next or self._running):
+            self._end_round()
+        else:
+            super()._work()
+
+
 class OffersAreNotLocked(Engine):
     """An offered task is started while its offer is in flight."""
 
@@ -912,6 +932,7 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (TheFenceIsTheGeneration, FAIL_OVER),
     (RenewalIsNotFenced, CRASHES),
     (ClocksRunSlow, CRASHES),
+    (ClocksRunFast, BUSY),
     (RevivedRecordsStayHeld, CRASHES),
     (RecordsAreCreatedOneByOne, LATE),
     (ReadersAreMiscounted, BUSY),
@@ -940,6 +961,8 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (ReleasedFrontiersKeepWhatPassed, LEAVING),
     (EverythingReadyIsPassed, LEAVING),
     (FrontiersAreReachedToo, CRASHES),
+    (RunsAreNotAwaited, LEAVING),
+    (CommitsAreNotAwaited, LEAVING),
     (OffersAreNotLocked, BUSY),
     (HandedTasksAreReachedAgain, BUSY),
     (TakenTasksAreReached, CRASHES),

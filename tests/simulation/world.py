@@ -60,13 +60,13 @@ T = TypeVar("T")
 
 CALM = 25.0
 """Simulated seconds after which no more faults are injected."""
-BOUND = 150.0
-"""By then the job must have ended."""
+BOUND, LONG_BOUND = 150.0, 600.0
+"""By then a job must have ended; one of a large graph, whose tasks may run one by one."""
 MANY = 100
 """Tasks of a large graph."""
 HEIRS = ("heir", "late heir")
 """Who attaches after all is over."""
-DANGEROUS = {"create", "outcome"}.union(
+DANGEROUS = {"open", "put", "create", "outcome"}.union(
     f"{why}{part}" for why in ("finish", "retire") for part in ("", " 0", " 1")
 )
 """Requests of processes that had better not die now."""
@@ -156,7 +156,10 @@ class World:
         self.slots = self.rng.randint(1, 4)
         self.servers = 1 if self.rng.random() < 0.7 else 2
         self.groups = self.workload.plan.groups(self.rng.randint(1, self.slots))
-        self.loop = SimulatedLoop(2 * BOUND)
+        self.bound = BOUND if len(self.workload.plan) < MANY else LONG_BOUND
+        self.over = False
+        self.hand_overs = 0
+        self.loop = SimulatedLoop(2 * self.bound)
         self.stores: dict[str, ModelStore] = {}
         self.processes: list[Process] = []
         self.executors: list[Executor] = []
@@ -200,9 +203,10 @@ class World:
             Proxy(self, "proxy").start()
         if self.faults.cancel and self.rng.random() < 0.3:
             self.after(self.rng.uniform(0, 0.2), self._cancel_client)
-        while not self.is_over():
+        while not self.is_over() or (not self.client.alive and self.loop.has_events):
             await asyncio.sleep(TICK)
             self._befall()
+        self.over = True
         for process in self.processes:
             assert process.task is not None
             await asyncio.wait([process.task])
@@ -230,8 +234,8 @@ class World:
 
     def _befall(self) -> None:
         """What happens to processes and servers, every now and then."""
-        if self.time > BOUND:
-            raise Violation(f"no end after {BOUND} s: the job hangs")
+        if self.time > self.bound:
+            raise Violation(f"no end after {self.bound} s: the job hangs")
         job_id = next(reversed(self.stores), "")
         for process in tuple(self.processes):
             if self.happens("client_dies"):
@@ -469,10 +473,20 @@ class World:
         store.passed += tasks
 
     async def _check_end(self, job_id: str, store: ModelStore) -> None:
+        self._check_work(store)
         if not self.client.alive:
             await self._check_bequest(job_id, store)
         if not store.is_empty():
             raise Violation(f"something is left in the store: {store}")
+
+    def _check_work(self, store: ModelStore) -> None:
+        """Work is done again for a reason only."""
+        reasons = sum(self.injected.values()) + self.hand_overs
+        if store.begun > store.invited + reasons:
+            raise Violation(f"{store.begun} begins of {store.invited}, for {reasons} reasons")
+        tasks = sum(e.tasks for e in self.executors if e.store is store)
+        if not reasons and tasks > len(self.workload.plan):
+            raise Violation(f"{tasks} runs of {len(self.workload.plan)} tasks, for no reason")
 
     async def _check_bequest(self, job_id: str, store: ModelStore) -> None:
         """The client has died: its job can be found for a while, and expires then."""
@@ -513,6 +527,9 @@ class Executor:
         self.steps: list[Step] = []
         self.ran = 0
         self.undeleted: set[tuple[int, str]] = set()
+        self.done: set[int] = set()
+        self.tasks = 0
+        """It has run."""
         self.salt = world.rng.getrandbits(31)
         self.rate = world.rng.uniform(0.3, 4) if world.happens("skew") else 1.0
         """How much longer a second takes here."""
@@ -545,6 +562,7 @@ class Executor:
 
     def leave(self) -> None:
         """The function's time is nearly over: do not start anything, or give up what runs."""
+        self.world.hand_overs += 1
         self.engine.hand_over()
         if self.steps and self.world.rng.random() < 0.5:
             self.steps = []
@@ -664,6 +682,10 @@ class Executor:
 
         def done(value: int) -> None:
             if steps is self.steps:
+                if task in self.done:
+                    raise Violation(f"task {task} is run twice by one incarnation")
+                self.done.add(task)
+                self.tasks += 1
                 self.values[task] = value
                 for number in drops:
                     del self.values[number]

@@ -164,6 +164,7 @@ class Incarnation:
         self._progress = Progress(())
         self._seen: tuple[int | None, float] = (None, time.monotonic())
         self._ran_any = False
+        self._in_run = False
         self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -236,7 +237,9 @@ class Incarnation:
             case Fetch(objects):
                 await self._fetch(objects)
             case Run(steps):
+                self._in_run = True
                 await self._run(steps)
+                self._in_run = False
             case Publish(tasks):
                 await self._publish(tasks)
             case Send(sequence, commit):
@@ -296,7 +299,7 @@ class Incarnation:
         await asyncio.sleep(self._ends - self._remaining / 2 - time.monotonic())
         await self._invoke([])
         await asyncio.sleep(self._ends - margin - time.monotonic())
-        if not self._ran_any and not self._progress.ran and self._running is None:
+        if not (self._ran_any or self._progress.ran or self._in_run):
             self._leave(STARVED)  # It has only read: the next one would not come further.
             return
         self._pause.set()
@@ -363,7 +366,7 @@ class Incarnation:
             found.update(await self._remake(lost, self._pause))
         for number, (size, value) in found.items():
             sizes[number], self._values[number] = size, value
-            if number < 0:
+            if number < 0 and not _goes_once(value):
                 self._cache.add_literal(number, size, value)
         if sizes.keys() >= set(objects):
             self._engine.fetched(sizes)
@@ -420,6 +423,7 @@ class Incarnation:
         return failure.unreadable(what, error.number, cause, **self._told_by())
 
     async def _fail_for(self, failed: Failed) -> None:
+        self._stop.set()
         # An exception is pickled, and unpickled to see whether that works.
         self._fail(await self._in_worker(partial(self._task_failed, failed)))
 
@@ -461,10 +465,10 @@ class Incarnation:
             await self._fail_for(progress.failed)
         elif failed is None or self._ran_any:
             tried = failed is not None or progress.failed is not None
-            if tried and progress.task is not None and not await self._renewed(progress.task):
-                self._leave("it cannot make again what a task has used up")
-            else:
+            if not tried or progress.task is None or await self._renewed(progress.task):
                 self._engine.ran(progress.ran)
+            elif not self._stop.is_set():
+                self._leave("it cannot make again what a task has used up")
         elif progress.began < self._ends - self._remaining / 2:
             # It had all of the function's time, or most of it.
             late = TookTooLong(self._remaining, failed.stack)
@@ -478,8 +482,10 @@ class Incarnation:
         An iterator goes from task to task like any other value, but only once.
         """
         used = [n for n in self._cache.programs[task].sources if _goes_once(self._values[n])]
-        # Even if the function's time is nearly over: that is when it is needed.
-        made = await self._remake(used, threading.Event()) if used else {}
+        made, lost = await self._read(used) if used else ({}, [])
+        if lost:
+            # Even if the function's time is nearly over: that is when it is needed.
+            made.update(await self._remake(lost, threading.Event()))
         self._values.update((number, value) for number, (_, value) in made.items())
         return made.keys() == set(used)
 
@@ -625,9 +631,12 @@ def _run_steps(
                 break
             again = _again(program, tries, error)
             used = again and any(_goes_once(values[number]) for number in program.sources)
-            progress.failed = Failed(task, error, tries, again=used)
-            if used or not again:
-                return progress.failed
+            failed = Failed(task, error, tries, again=used)
+            if not again:
+                return failed
+            progress.failed = failed
+            if used:
+                return failed
         with progress.lock:
             if progress.closed:
                 return None

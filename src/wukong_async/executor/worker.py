@@ -41,9 +41,12 @@ class Worker:
 
     async def settle(self, seconds: float) -> bool:
         """Give the thread time to finish; whether it has."""
-        if self._unfinished:
-            await asyncio.wait(map(asyncio.wrap_future, self._unfinished), timeout=seconds)
-        return not self._unfinished
+        waiting = [asyncio.wrap_future(future) for future in tuple(self._unfinished)]
+        for future in waiting:
+            future.add_done_callback(_heard)
+        if waiting:
+            await asyncio.wait(waiting, timeout=seconds)
+        return all(future.done() for future in waiting)
 
     def abandon(self, *, interrupt: bool = True) -> None:
         """Go on with another thread.
@@ -67,6 +70,12 @@ class Worker:
     def close(self, *, wait: bool = False) -> None:
         """End the thread after what it still has to do."""
         self._pool.shutdown(wait=wait)
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Nobody wants to know any more how it ended."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _new_pool() -> ThreadPoolExecutor:

@@ -153,7 +153,10 @@ class Connections:
                 self._give_up(shard, started, error)
                 if isinstance(error, TimeoutError):
                     # What else has lain idle since may be as dead.
-                    await self._clients[shard].connection_pool.disconnect(inuse_connections=False)
+                    # At once: TLS would wait for an answer, and others might be given them.
+                    pool: Any = self._clients[shard].connection_pool
+                    for connection in list(pool._get_free_connections()):
+                        await connection.disconnect(nowait=True)
             except ResponseError as error:
                 if not BUSY.match(str(error)):
                     raise StoreError(f"{self._name(shard)} says: {error}") from error
