@@ -21,7 +21,7 @@ from wukong_async import engine as engine_module
 from wukong_async import wire
 from wukong_async.blocks import NO_LIMITS, Limits, PlanFacts, Program, Unreadable
 from wukong_async.config import Settings
-from wukong_async.engine import Step
+from wukong_async.engine import Run, Step
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
@@ -327,7 +327,7 @@ async def test_a_try_that_is_cut_short_after_others_have_failed(
     incarnation = job.incarnation(remaining=1.0)
     incarnation._cache.programs[7] = program(work, Limits(10**6, timeout and 100 * timeout))
     cutting = asyncio.create_task(incarnation._hand_over())
-    await incarnation._run((Step(7, ()),))
+    await incarnation._perform(Run((Step(7, ()),)))
     cutting.cancel()
     incarnation._limited.close()
     kind, task, tried, *_ = wire.unpack(incarnation._error)
