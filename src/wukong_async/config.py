@@ -74,7 +74,7 @@ class Settings:
         1000, "Concurrency slots: most executors of one job that may run at the same time."
     )
     max_attempts: int = _setting(
-        3, "How often an executor's work is begun before the job fails with ExecutorLost."
+        3, "Begins of an executor without progress before the job fails with ExecutorLost."
     )
     lease: float = _setting(
         10.0, "How long an executor may be silent before it is given up for dead.", "seconds"

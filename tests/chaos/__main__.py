@@ -37,8 +37,10 @@ HANG = 120.0
 QUIET = 20.0
 """Seconds after the last job in which all that was sent has to have been delivered."""
 SETTINGS: dict[str, Any] = {"lease": 0.5, "grace": 0.5, "max_attempts": 1000}
+PROBLEMS = ("wrong", "hung", "failed", "run again", "leaked keys", "leaked processes")
 KILLS = {"sandbox": 2.0, "normal": 8.0, "pubsub": 4.0}
-"""How often per second one of the sandboxes is killed, and all connections of a type."""
+"""How often per second one of the sandboxes is killed, and all connections of a type: the clients'
+are among the normal ones, and among those that listen."""
 FAULTS: dict[str, Any] = {
     "duplicate": 0.3,
     "drop": 0.1,
@@ -56,7 +58,7 @@ class Report:
 
     jobs: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
     longest: float = 0.0
     """Seconds of one job."""
 
@@ -65,8 +67,8 @@ class Report:
             [
                 f"{self.jobs.total()} jobs, each within {self.longest:.1f} s: {dict(self.jobs)}",
                 f"{self.faults.total()} faults: {dict(self.faults)}",
-                *self.problems,
-                f"{len(self.problems)} problems",
+                *(f"{kind}: {what}" for kind, some in self.problems.items() for what in some),
+                ", ".join(f"{len(some)} {kind}" for kind, some in self.problems.items()),
             ]
         )
 
@@ -76,7 +78,7 @@ async def chaos(seconds: float, seed: int) -> Report:
     report = Report()
     with reruns() as again:  # Nothing here makes the store lose anything.
         await _chaos(seconds, seed, report)
-    report.problems += again
+    report.problems["run again"] += again
     return report
 
 
@@ -96,9 +98,9 @@ async def _chaos(seconds: float, seed: int, report: Report) -> None:
             await _quiet(cluster, report)
             # Only now: whoever ran on, or was delivered late, may have written.
             keys = await store.keys()
-            report.problems += [f"leaked key: {key!r}" for key in keys]
+            report.problems["leaked keys"] += map(repr, keys)
         report.faults.update(cluster.stats().faults)
-    report.problems += [f"leaked process: {left}" for left in _processes() - processes]
+    report.problems["leaked processes"] += map(repr, _processes() - processes)
 
 
 async def _client(
@@ -121,15 +123,15 @@ async def _job(client: WukongClient, case: Case, report: Report) -> None:
             found = await client.compute(case.collection)
     except Exception as error:
         if bound.expired():
-            report.problems.append(f"{case.name}: not done after {HANG:.0f} s")
+            report.problems["hung"].append(f"{case.name}, for {HANG:.0f} s")
             return
         found = error
     report.jobs[case.name] += 1
     report.longest = max(report.longest, time.monotonic() - started)
     if case.is_right(found):
         return
-    what = f"failed: {found!r}" if isinstance(found, Exception) else f"WRONG: {found!r:.100}"
-    report.problems.append(f"{case.name}: {what}")
+    kind = "failed" if isinstance(found, Exception) else "wrong"
+    report.problems[kind].append(f"{case.name}: {found!r:.1000}")
 
 
 async def _kill(
@@ -163,7 +165,7 @@ async def _quiet(cluster: LocalCluster, report: Report) -> None:
             while function.queue or function.running or len(function.idle) < SANDBOXES:
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        report.problems.append(f"no quiet {QUIET:.0f} s after the last job: {function!r}")
+        report.problems["hung"].append(f"a sandbox, {QUIET:.0f} s after the last job: {function!r}")
 
 
 def _processes() -> set[psutil.Process]:
@@ -179,7 +181,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", message="Increasing number of chunks")
     report = asyncio.run(chaos(arguments.seconds, arguments.seed))
     print(report)
-    return 1 if report.problems or not report.jobs else 0
+    return 1 if any(report.problems.values()) or not report.jobs else 0
 
 
 if __name__ == "__main__":
