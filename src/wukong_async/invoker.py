@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from wukong_async.config import Settings
 from wukong_async.errors import ConfigError, FunctionNotFound, InvocationError
 from wukong_async.invocation import PING
+from wukong_async.loops import times_cancelled
 
 log = logging.getLogger("wukong.invoker")
 
@@ -207,10 +208,16 @@ class Invoker:
 
     async def invoke_all(self, payloads: Iterable[bytes]) -> None:
         """Send events concurrently."""
-        # Not a TaskGroup: in Python 3.11 one whose task fails forgets that it was cancelled.
+        # Not a TaskGroup: it cancels its parent to end it, and nobody could tell the two apart.
+        cancelled = times_cancelled()
         calls = [asyncio.create_task(self.invoke(payload)) for payload in payloads]
         try:
             await asyncio.gather(*calls)
+        except Exception:
+            # A call that fails at the same moment makes `gather` forget that it was cancelled.
+            if times_cancelled() > cancelled:
+                raise asyncio.CancelledError from None
+            raise
         finally:
             for call in calls:
                 call.cancel()

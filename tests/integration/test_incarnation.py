@@ -21,7 +21,7 @@ from wukong_async import engine as engine_module
 from wukong_async import wire
 from wukong_async.blocks import NO_LIMITS, Limits, PlanFacts, Program, Unreadable
 from wukong_async.config import Settings
-from wukong_async.engine import Run, Step
+from wukong_async.engine import Publish, Run, Step
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
@@ -463,3 +463,18 @@ async def test_tries_that_do_not_fit_into_the_functions_time_end(
     outcome = await job.store.outcome()
     assert outcome.state is JobState.FAILED
     assert wire.unpack(outcome.error)[0] == b"task"
+
+
+async def test_what_is_published_by_half_is_not_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else has failed, and stops what is done for nothing."""
+
+    def stopped(*args: Any) -> Any:
+        args[-1].set()
+        return {}, []
+
+    monkeypatch.setattr(incarnation_module, "_encode", stopped)
+    incarnation = job.incarnation()
+    monkeypatch.setattr(incarnation._engine, "published", lambda: pytest.fail("it was told"))
+    await incarnation._perform(Publish((1, 2)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -70,9 +70,11 @@ class Refusing:
 
     def __init__(self) -> None:
         self.cancel = asyncio.Event()
+        self.refused: Callable[[], object] = lambda: None
 
     async def invoke(self, *, Payload: bytes, **_: object) -> None:  # noqa: N803 - botocore's
         if Payload == b"refused":
+            self.refused()
             raise OSError("refused")
         try:
             await asyncio.Event().wait()
@@ -102,3 +104,12 @@ async def test_an_invocation_that_fails_is_not_a_cancellation() -> None:
     me = asyncio.current_task()
     assert me is not None
     assert not me.cancelling()
+
+
+async def test_whoever_is_cancelled_in_the_same_moment_is_cancelled() -> None:
+    invoker = Invoker(Settings())
+    invoker._client = client = Refusing()
+    calling = asyncio.create_task(invoker.invoke_all([b"waits", b"refused"]))
+    client.refused = calling.cancel
+    await asyncio.wait([calling])
+    assert calling.cancelled()

@@ -308,6 +308,8 @@ class Incarnation:
         await asyncio.sleep(margin / 2)
         if self._running is not None:
             self._running.cancel()
+        elif self._in_run and not self._stop.is_set():
+            self._leave("it still makes again what a task has used up")
 
     def _leave(self, why: str) -> None:
         """End as if crashed, so that it counts as an attempt."""
@@ -577,7 +579,8 @@ class Incarnation:
             except StoreFull as error:
                 self._fail(failure.store_full(str(error)))
                 return
-        self._engine.published()
+        if not rest:  # Else it was stopped, and whoever did that tells the engine.
+            self._engine.published()
 
 
 def _patiently(unpickle: Callable[[], T]) -> T:
@@ -668,8 +671,9 @@ def _goes_once(value: object) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return any(isinstance(item, Iterator) for item in value)
-    return isinstance(value, Iterator)
+        # By their types, which are few and run no code of the user's.
+        return any(issubclass(kind, Iterator) for kind in set(map(type, value)))
+    return issubclass(type(value), Iterator)
 
 
 def _again(program: Program, tries: int, error: BaseException) -> bool:

@@ -155,7 +155,7 @@ class Connections:
                     # What else has lain idle since may be as dead.
                     # At once: TLS would wait for an answer, and others might be given them.
                     pool: Any = self._clients[shard].connection_pool
-                    for connection in list(pool._get_free_connections()):
+                    for connection in list(pool._available_connections):
                         await connection.disconnect(nowait=True)
             except ResponseError as error:
                 if not BUSY.match(str(error)):
