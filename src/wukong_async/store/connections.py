@@ -55,9 +55,9 @@ NOT_AN_ANSWER = (
 )
 BUSY = re.compile(r"(.*caused error: )?(BUSY|LOADING|MOVED|ASK|MISCONF|NOREPLICAS)", re.DOTALL)
 """How errors that say "not now" begin, by themselves or in a pipeline."""
-PATIENCE = 3
-"""A connection may be silent for the n-th part of what the server may: it may be dead, and the
-server alive."""
+PATIENCE, LEAST_PATIENCE = 3, 2.0
+"""A connection may be silent for the n-th part of what the server may, but for some seconds: it may
+be dead, and the server alive."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two attempts; doubled each time, with full jitter."""
 READ_SIZE = 256 * 1024
@@ -206,12 +206,13 @@ class Connections:
         return f"The store at {redact(self.endpoints[shard])}"
 
     def _client(self, url: str) -> Redis:
+        patience = max(self.timeout / PATIENCE, min(self.timeout, LEAST_PATIENCE))
         try:
             return Redis.from_url(
                 url,
                 protocol=3,
-                socket_timeout=self.timeout / PATIENCE,
-                socket_connect_timeout=min(5.0, self.timeout / PATIENCE),
+                socket_timeout=patience,
+                socket_connect_timeout=min(5.0, patience),
                 socket_read_size=READ_SIZE,
                 # `ask` owns repetition; a second policy below it would multiply the waiting.
                 retry=Retry(NoBackoff(), 0),
