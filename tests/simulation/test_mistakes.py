@@ -39,7 +39,7 @@ from wukong_async.watcher import Watcher
 
 SEEDS = 3000
 """At most, until a mistake is noticed."""
-QUIET_SEEDS = 300
+QUIET_SEEDS = 120
 """Without a mistake."""
 
 
@@ -58,7 +58,7 @@ LATE = Weather(Faults(lose_event=0.2, delay_event=0.3), ALONE)
 NETWORK = Weather(Faults(lose_request=0.05, lose_reply=0.1, repeat_request=0.2), ALONE)
 COPIES = Weather(Faults(repeat_request=0.5, sleep=0.03), replace(SHARING, hand_over=0.01))
 CRASHES = Weather(Faults(crash=0.03, sleep=0.02, repeat_request=0.05), SHARING)
-ARRIVING = Weather(Faults(crash=0.02), Policy(arrive=0.9, offer=0.1))
+ARRIVING = Weather(Faults(crash=0.04, sleep=0.02), Policy(arrive=0.9, offer=0.1))
 FAIL_OVER = Weather(Faults(sleep=0.1, fail_over=0.5), SHARING)
 LOSSES = Weather(Faults(sleep=0.1, data_loss=0.1), ALONE)
 DEATHS = Weather(
