@@ -336,8 +336,10 @@ class Engine:
             return []
         undone = self._undone.keys()
         ready = [t for t in reversed(self._stack) if undone.isdisjoint(self._inputs(t))]
-        rest = [t for t in self._frontier[self._window :] if t not in self._marks]
-        return [t for t in ready if t not in self._fed] + rest
+        ready = [t for t in ready if t not in self._fed]
+        # Of what has marks, inputs are in no store; so it is with what was claimed by a probe and
+        # meanwhile got ready here.
+        return [t for t in ready + self._frontier[self._window :] if t not in self._marks]
 
     def share(
         self,

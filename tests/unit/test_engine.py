@@ -675,3 +675,13 @@ def test_what_is_claimed_by_a_probe_and_did_not_run_stays_without_what_passes() 
     job.reply(claims=(2,))
     assert job.sent[1].stay == ((1, ()), (2, ()))
     assert job.sent[1].publish == ((0, 1),), "its mark goes with the data"
+
+
+def test_what_a_probe_has_claimed_is_not_offered_without_its_inputs() -> None:
+    """Seen once in 600,000 seeds: it got ready here, too, while the answer was on its way."""
+    job = _while_its_last_input_runs(check=True)
+    job.reply(claims=(2,))
+    job.engine.ran()
+    assert job.engine.offerable() == [], "its first input is in memory, and in no store"
+    job.go()
+    assert job.runs[-1] == (2,)
