@@ -481,7 +481,9 @@ class World:
 
     def _check_work(self, store: ModelStore) -> None:
         """Work is done again for a reason only."""
-        reasons = sum(self.injected.values()) + self.hand_overs
+        # A fail-over may forget that everybody has begun.
+        forgotten = self.injected.get("fail_over", 0) * self.slots
+        reasons = sum(self.injected.values()) + forgotten + self.hand_overs
         if store.begun > store.invited + reasons:
             raise Violation(f"{store.begun} begins of {store.invited}, for {reasons} reasons")
         tasks = sum(e.tasks for e in self.executors if e.store is store)
