@@ -199,11 +199,15 @@ class SimulatedStore(JobStore):
     def __repr__(self) -> str:
         return f"<SimulatedStore {self.job_id}>"
 
-    def _known(self) -> bool:
-        """What this process was told last: whether there is such a job for others."""
-        job = self._model.job
-        self._process.knows = job is not None and job.manifest is not None
-        return True
+    async def _ask_about(self, what: str, request: Callable[[], T]) -> T:
+        """The same; the process then knows whether there is such a job for others."""
+
+        def seen() -> tuple[T, bool]:
+            job = self._model.job
+            return request(), job is not None and job.manifest is not None
+
+        answer, self._process.knows = await self._ask(what, seen)
+        return answer
 
     async def _ask(self, what: str, request: Callable[[], T]) -> T:
         return await self._process.ask(what, request)
@@ -228,23 +232,18 @@ class SimulatedStore(JobStore):
 
     async def outcome(self) -> Outcome:
         def seen() -> Outcome:
-            self._known()
             outcome = self._model.outcome()
             if outcome.state is JobState.DONE:
                 self._process.world.check_references(self._model)
             return outcome
 
-        return await self._ask("outcome", seen)
+        return await self._ask_about("outcome", seen)
 
     async def listen(self, channel: str) -> bool:
-        return await self._ask("listen", lambda: self._known() and self._model.job is not None)
+        return await self._ask_about("listen", lambda: self._model.job is not None)
 
     async def notes(self, *names: str) -> list[bytes | None]:
-        def noted() -> list[bytes | None]:
-            self._known()
-            return self._model.notes(names)
-
-        return await self._ask("notes", noted)
+        return await self._ask_about("notes", lambda: self._model.notes(names))
 
     async def count(self) -> tuple[JobState | None, int, int, int]:
         def counted() -> tuple[JobState | None, int, int, int]:
