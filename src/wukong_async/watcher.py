@@ -116,10 +116,15 @@ class Watcher:
         while not times_cancelled():
             await asyncio.sleep(pause)
             with contextlib.suppress(StoreError):  # The body meets it as well.
-                watch = await self._store.watch(self.owner)
-                self.owns = watch.owned
-                if watch.extended:
-                    await self._store.extend(watch.extended)
+                await self._touch()
+
+    async def _touch(self) -> Watch:
+        """Say to the store that the job is watched, which keeps all of it from expiring."""
+        watch = await self._store.watch(self.owner)
+        self.owns = watch.owned
+        if watch.extended:
+            await self._store.extend(watch.extended)
+        return watch
 
     async def wait(
         self, changed: asyncio.Event, pause: float, timeout: float | None = None
@@ -173,15 +178,12 @@ class Watcher:
             The function does not run.
         """
         self._hear_ping()
-        watch = await self._store.watch(self.owner)
-        self.owns = watch.owned
+        watch = await self._touch()
         if watch.state is not JobState.RUNNING:
             return watch
         if not await self._store.is_open():
             await self._store.cancel(JobState.FAILED, failure.data_lost("its mark on a server"))
             return dataclasses.replace(watch, state=JobState.FAILED)
-        if watch.extended:
-            await self._store.extend(watch.extended)
         if watch.unheard and self._ping is None:
             # Lost, queued behind other work, or does the function not start at all?
             self._ping = asyncio.create_task(self._invoker.ping(), name="wukong-ping")

@@ -152,8 +152,8 @@ class Connections:
                     ) from error
                 self._give_up(shard, started, error)
                 if isinstance(error, TimeoutError):
-                    # What else has lain idle since may be as dead.
-                    # At once: TLS would wait for an answer, and others might be given them.
+                    # What else has lain idle since may be as dead. It is closed at once: TLS would
+                    # wait for an answer, and others might be given it meanwhile.
                     pool: Any = self._clients[shard].connection_pool
                     for connection in list(pool._available_connections):
                         await connection.disconnect(nowait=True)
