@@ -104,7 +104,7 @@ class Settings:
         16 * 1024, "Values up to this size travel inside commits.", "bytes", least=0
     )
     part_size: int = _setting(
-        64 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
+        16 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
     )
     block_tasks: int = _setting(256, "Most tasks in one block of a plan.")
     block_size: int = _setting(256 * 1024, "Blocks of a plan larger than this are cut.", "bytes")

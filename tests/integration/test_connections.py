@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -256,8 +256,49 @@ async def test_a_connection_that_is_dead_is_not_a_server_that_is_silent() -> Non
     await asyncio.gather(*filter(None, serving))
 
 
-@pytest.mark.parametrize("start", ["", "Command # 1 (SET k v) of pipeline caused error: "])
+@pytest.mark.parametrize(
+    "start", ["", "Command # 1 (SET k v) of pipeline caused error: ", "… caused error: ('"]
+)
 @pytest.mark.parametrize("reason", ["LOADING Redis is", "NOREPLICAS Not enough", "BUSY Redis"])
 def test_what_a_server_says_when_it_means_not_now(start: str, reason: str) -> None:
     assert BUSY.match(f"{start}{reason} …")
     assert not BUSY.match(f"{start}ERR {reason}")
+
+
+async def test_a_server_that_takes_no_writes_for_a_moment_is_asked_again() -> None:
+    async with another_valkey() as server, Connections([server.url], timeout=20) as connections:
+        await connections.check()
+        store = JobStore(connections, "j")
+        await store.open(600)
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.put([("o0.w.0", [b"value"])], 600),  # A transaction,
+            lambda: store.delete([(0, Place(0, "w", 1).token)]),  # a pipeline,
+            lambda: store.create(tiny_job()),  # and a script.
+        ]
+        for write in writes:
+            await connections.command(0, "CONFIG", "SET", "min-replicas-to-write", 1)
+            await connections.command(0, "CONFIG", "RESETSTAT")
+            writing = asyncio.ensure_future(write())
+            while not (await connections.client(0).info("errorstats")).get("errorstat_NOREPLICAS"):
+                assert not writing.done(), writing
+            await connections.command(0, "CONFIG", "SET", "min-replicas-to-write", 0)
+            await writing
+        assert await store.get(["o0.w.0"], [6]) == [None]
+
+
+async def test_a_cancellation_that_comes_with_an_error_is_not_forgotten() -> None:
+    async def fails(_: object) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            # As `wait_for` does when the connection breaks in the same turn.
+            raise ConnectionError from None
+
+    async with Connections(["unix:///nowhere/valkey.sock"], timeout=30) as connections:
+        asking = asyncio.create_task(connections.ask(0, fails))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert asking.cancelled()

@@ -131,9 +131,11 @@ def test_what_is_set_apart_comes_back() -> None:
 def test_a_plan_is_serialised_again_from_the_beginning() -> None:
     dsk: dict[str, Any] = {f"t{i}": Task(f"t{i}", add, WEIGHTS, b"x") for i in range(400)}
     upload, first = stored({**dsk, "w": WEIGHTS, "u": (len, "w")}, [*dsk, "u"])
-    told = list(upload.starts), list(upload.values), upload.name(-1)
+    told = upload.facts.pack(), list(upload.values), upload.name(-1)
+    for _ in zip(range(2), upload._blocks(), strict=False):
+        pass  # The store loses its data after some blocks.
     second = {name: wire.join(s) for batch in upload.batches() for name, s in batch}
-    assert (list(upload.starts), list(upload.values), upload.name(-1)) == told
+    assert (upload.facts.pack(), list(upload.values), upload.name(-1)) == told
     assert second == first
 
 

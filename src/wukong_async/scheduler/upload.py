@@ -128,7 +128,7 @@ class Upload:
         wukong_async.errors.SerializationError
             Naming the task and the object that does not pickle.
         """
-        for made in (self.starts, self.values, self._large, self._apart, self._labels):
+        for made in (self.starts, self.edges, self.values, self._large, self._apart, self._labels):
             made.clear()
         batch: list[tuple[str, wire.Segments]] = []
         waiting = 0

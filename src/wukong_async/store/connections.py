@@ -53,8 +53,8 @@ NOT_AN_ANSWER = (
     TryAgainError,
     OSError,
 )
-BUSY = re.compile(r"(.*caused error: )?(BUSY|LOADING|MOVED|ASK|MISCONF|NOREPLICAS)", re.DOTALL)
-"""How errors that say "not now" begin, by themselves or in a pipeline."""
+BUSY = re.compile(r"(.*caused error: \W*)?(BUSY|LOADING|MOVED|ASK|MISCONF|NOREPLICAS)", re.DOTALL)
+"""How errors that say "not now" begin, by themselves or in a pipeline (in brackets and quotes)."""
 PATIENCE, LEAST_PATIENCE = 3, 2.0
 """A connection may be silent for the n-th part of what the server may, but for some seconds: it may
 be dead, and the server alive."""
@@ -139,12 +139,20 @@ class Connections:
         pause = FIRST_PAUSE
         started = time.monotonic()
         cancelled = times_cancelled()
+
+        def heed() -> None:
+            # Python 3.11 loses a cancellation that comes together with an answer or an error.
+            if times_cancelled() > cancelled:
+                raise asyncio.CancelledError
+
         while True:
             try:
                 answer = await request(self._clients[shard])
             except NoScriptError:
+                heed()
                 await self._load_all(shard)
             except NOT_AN_ANSWER as error:
+                heed()
                 # redis-py raises this one, or a ConnectionError because of it.
                 if AuthenticationError in {type(error), type(error.__cause__)}:
                     raise StoreUnreachable(
@@ -158,12 +166,12 @@ class Connections:
                     for connection in list(pool._available_connections):
                         await connection.disconnect(nowait=True)
             except ResponseError as error:
+                heed()
                 if not BUSY.match(str(error)):
                     raise StoreError(f"{self._name(shard)} says: {error}") from error
                 self._give_up(shard, started, error)
             else:
-                if times_cancelled() > cancelled:
-                    raise asyncio.CancelledError
+                heed()
                 return answer
             await asyncio.sleep(random.uniform(0, pause))
             pause = min(2 * pause, LONGEST_PAUSE)

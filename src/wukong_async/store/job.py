@@ -28,8 +28,9 @@ from wukong_async.store import scripts
 from wukong_async.store.connections import Connections
 from wukong_async.store.values import MANIFEST, Place, place_of
 
-BATCH_BYTES = 64 * 1024 * 1024
-"""Most bytes that one request writes or asks for: bounds the buffers on both sides."""
+BATCH_BYTES = Settings.part_size
+"""Most bytes that one request writes or asks for: bounds the buffers on both sides, and a request
+has to get through before its connection is taken for dead, however slow the line is."""
 BATCH_OBJECTS = 5000
 SMALL_VALUE = Settings.inline_limit
 """Bytes that an inline value is reckoned with: the default."""
