@@ -47,7 +47,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
@@ -274,12 +274,40 @@ class Engine:
             self._starved.remove(task)
             self._stack.append(task)
 
-    def ran(self, count: int | None = None) -> None:
-        """The first `count` steps of the Run are done, by default all; the others did not start."""
+    def ran(self, count: int | None = None, spoilt: Sequence[int] = ()) -> bool:
+        """The first `count` steps of the Run are done, by default all; the others did not start.
+
+        Parameters
+        ----------
+        spoilt
+            Outputs (`is_only_here`) that one of the others has used up before it was cut short, in
+            a hand-over. The next incarnation makes them again, of their inputs, which have to be in
+            memory.
+
+        Returns
+        -------
+        bool
+            False, and nothing has changed, if something that is done has read what is spoilt.
+        """
+        assert self._leaving or not spoilt
+        undone = {} if count is None else dict(list(self._undone.items())[count:])
+        undone.update((task, ()) for task in spoilt)
+        if any(not self._unrun(task, undone) for task in spoilt):
+            return False
         self._running = False
-        self._undone = {} if count is None else dict(list(self._undone.items())[count:])
+        self._undone = undone
         if not self._undone:
             self._drop_unread()  # Else a drop of what was made here may still be to come.
+        return True
+
+    def _unrun(self, task: int, undone: Container[int]) -> bool:
+        """Whether no consumer of this task has run but for these."""
+        consumers = self._specs[task].consumers
+        return all(c in undone for c in self._scheduled.intersection(consumers))
+
+    def is_only_here(self, number: int) -> bool:
+        """Whether an object was made in this round and is in no store."""
+        return number in self._scheduled and number not in self._published
 
     def failed(self) -> None:
         """A task failed, its output does not pickle, or an input is lost: the job fails."""

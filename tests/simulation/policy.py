@@ -21,6 +21,8 @@ class Policy:
     probe: float = 0.0
     offer: float = 0.0
     hand_over: float = 0.0
+    cut_short: float = 0.0
+    """How often one hands over while a task uses up what was made here."""
 
     @classmethod
     def random(cls, rng: Random) -> Policy:
@@ -28,7 +30,8 @@ class Policy:
             return cls()
         choices = (0.0, 0.05, 0.3)
         arrive, probe, offer = (rng.choice(choices) for _ in range(3))
-        return cls(arrive, probe, offer, hand_over=rng.choice((0.0, 0.0, 0.01, 0.05)))
+        hand_over, cut_short = rng.choice((0.0, 0.0, 0.01, 0.05)), rng.choice((0.0, 0.0, 0.1))
+        return cls(arrive, probe, offer, hand_over, cut_short)
 
     def share(self, engine: Engine, rng: Random) -> None:
         """Have an executor say something to others, if it can and luck will have it."""

@@ -6,7 +6,7 @@ names say which rule is gone, the lines below them what breaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -54,6 +54,7 @@ ALONE = Policy()
 SHARING = Policy(arrive=0.2, probe=0.2, offer=0.2)
 BUSY = Weather(Faults(), SHARING)
 LEAVING = Weather(Faults(), replace(SHARING, hand_over=0.1))
+CUT_SHORT = Weather(Faults(), replace(SHARING, cut_short=0.5))
 LATE = Weather(Faults(lose_event=0.2, delay_event=0.3), ALONE)
 NETWORK = Weather(Faults(lose_request=0.05, lose_reply=0.1, repeat_request=0.2), ALONE)
 COPIES = Weather(Faults(repeat_request=0.5, sleep=0.03), replace(SHARING, hand_over=0.01))
@@ -69,6 +70,7 @@ INTERRUPTED = Weather(Faults(lose_request=0.2, cancel=0.05), ALONE)
 WEATHERS = (
     BUSY,
     LEAVING,
+    CUT_SHORT,
     LATE,
     NETWORK,
     COPIES,
@@ -623,6 +625,27 @@ class EverythingReadyIsPassed(Engine):
         super()._end_round()
 
 
+class WhatIsSpoiltIsPassed(Engine):
+    """A hand-over passes a task whose output was used up by one that was cut short."""
+
+    def ran(self, count: int | None = None, spoilt: Sequence[int] = ()) -> bool:
+        return super().ran(count)
+
+
+class OtherReadersAreForgotten(Engine):
+    """A task whose output has had another reader is handed over, and that one passes twice."""
+
+    def _unrun(self, task: int, undone: Container[int]) -> bool:
+        return True
+
+
+class WhatWasToldIsSpoilt(Engine):
+    """A task whose output is in the store is handed over as if it had not run."""
+
+    def is_only_here(self, number: int) -> bool:
+        return number in self._scheduled
+
+
 class FrontiersAreReachedToo(Engine):
     """A task of the frontier, reached from another one, runs a second time."""
 
@@ -960,6 +983,9 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (OfferedTasksLackTheirInputs, BUSY),
     (ReleasedFrontiersKeepWhatPassed, LEAVING),
     (EverythingReadyIsPassed, LEAVING),
+    (WhatIsSpoiltIsPassed, CUT_SHORT),
+    (OtherReadersAreForgotten, CUT_SHORT),
+    (WhatWasToldIsSpoilt, CUT_SHORT),
     (FrontiersAreReachedToo, CRASHES),
     (RunsAreNotAwaited, LEAVING),
     (CommitsAreNotAwaited, LEAVING),

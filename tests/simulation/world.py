@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from tests.simulation.graphs import Workload, random_workload
@@ -255,7 +256,7 @@ class World:
     def _cancel_client(self) -> None:
         """It is interrupted, or its caller has waited for long enough."""
         if self.client.task is not None and not self.client.task.done():
-            self.injected["cancel"] = self.injected.get("cancel", 0) + 1
+            self.counts("cancel")
             self.note("-- the client is cancelled")
             self.client.task.cancel()
 
@@ -268,9 +269,12 @@ class World:
         chance = getattr(self.faults, name)
         if not chance or self.loop.now > self.calm or self.rng.random() >= chance:
             return False
-        self.injected[name] = self.injected.get(name, 0) + 1
+        self.counts(name)
         self.note(f"-- {name}")
         return True
+
+    def counts(self, name: str) -> None:
+        self.injected[name] = self.injected.get(name, 0) + 1
 
     def note(self, text: str) -> None:
         if self.tracing:
@@ -523,6 +527,7 @@ class Executor:
         self.alive = True
         self.engine = self.engine_class()
         self.values: dict[int, int] = {}
+        self.dropped: dict[int, int] = {}
         self.payloads: dict[int, Payload] = {}
         self.error = b""
         self.asleep_until = 0.0
@@ -557,16 +562,48 @@ class Executor:
         """What a policy may ask of an executor at any time."""
         policy, rng = self.world.policy, self.world.rng
         if self.engine.state is State.WORK and rng.random() < policy.hand_over:
-            self.leave()
+            self.leave(cut_short=rng.random() < 0.5)
+        elif policy.cut_short and self.uses_up() and rng.random() < policy.cut_short:
+            self.leave(cut_short=True)
         policy.share(self.engine, rng)
 
-    def leave(self) -> None:
+    def leave(self, *, cut_short: bool) -> None:
         """The function's time is nearly over: do not start anything, or give up what runs."""
         self.world.hand_overs += 1
         self.engine.hand_over()
-        if self.steps and self.world.rng.random() < 0.5:
-            self.steps = []
+        if not (self.steps and cut_short):
+            return
+        spoilt = self.spoilt(self.steps[self.ran].task)
+        self.steps = []
+        if not self.engine.ran(self.ran, spoilt):
             self.engine.ran(self.ran)
+            return
+        for number in spoilt:
+            self.world.counts("spoilt")
+            del self.values[number]
+            for source in self.world.workload.specs[number].inputs:
+                if source not in self.values and source in self.dropped:
+                    self.values[source] = self.dropped[source]
+
+    def uses_up(self) -> bool:
+        """Whether what runs is the only reader of something that was made here."""
+        if not self.steps or self.engine.is_leaving:
+            return False
+        specs = self.world.workload.specs
+        inputs = filter(self.engine.is_only_here, specs[self.steps[self.ran].task].inputs)
+        return any(self.done.isdisjoint(specs[number].consumers) for number in inputs)
+
+    def spoilt(self, task: int) -> list[int]:
+        """What a task that is cut short has used up, and what that was made of, and so on."""
+        specs, rng = self.world.workload.specs, self.world.rng
+        some = [
+            number
+            for number in specs[task].inputs
+            if self.engine.is_only_here(number)
+            # What goes once has one reader, most times.
+            and rng.random() < (0.8 if self.done.isdisjoint(specs[number].consumers) else 0.1)
+        ]
+        return list(dict.fromkeys(chain(some, *map(self.spoilt, some))))
 
     def step(self) -> None:
         if not self.alive:
@@ -687,7 +724,7 @@ class Executor:
                 self.done.add(task)
                 self.values[task] = value
                 for number in drops:
-                    del self.values[number]
+                    self.dropped[number] = self.values.pop(number)
                 self.ran += 1
                 self.run_next(steps)
 
