@@ -9,19 +9,20 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dask._task_spec import DataNode
+from dask._task_spec import DataNode, Task, TaskRef
 
 from tests.acceptance.functions import touch_and_wait
 from tests.integration.jobs import new_job
 from wukong_async import engine as engine_module
 from wukong_async import wire
-from wukong_async.blocks import NO_LIMITS, Limits, PlanFacts, Program, Unreadable
+from wukong_async.blocks import PlanFacts, Unreadable
 from wukong_async.config import Settings
-from wukong_async.engine import Publish, Run, Step
+from wukong_async.engine import Publish
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
@@ -280,58 +281,61 @@ async def test_who_only_reads_until_the_time_is_over_does_not_hand_over(
     assert (record[2], record[5]) == (True, 1), "held still, and an attempt"
 
 
-def program(work: Any, limits: Limits = NO_LIMITS) -> Program:
-    """A task without inputs."""
-    return Program(work, (), (), None, limits)
+calls: list[str] = []
+"""In this process, where incarnations of these tests run."""
 
 
-def test_a_task_that_meets_a_module_half_done_runs_again() -> None:
-    tries = []
-
-    def importing(_: object) -> str:
-        tries.append(1)
-        if len(tries) == 1:
+def half_done(numbers: Iterator[int]) -> int:
+    """Their sum; in the first try it meets a module that another thread is importing."""
+    total = 0
+    for number in numbers:
+        total += number
+        if number == 5 and not calls:
+            calls.append("met")
             raise AttributeError("partially initialized module 'a' has no attribute 'b'")
-        return "whole"
-
-    values: dict[int, Any] = {}
-    assert incarnation_module._try(1, program(importing), values) is None
-    assert values == {1: "whole"}
+    return total
 
 
-def test_an_attribute_that_is_not_there_is_not_waited_for() -> None:
-    tries = []
-
-    def wrong(_: object) -> None:
-        tries.append(1)
-        raise AttributeError("'int' object has no attribute 'b'")
-
-    assert isinstance(incarnation_module._try(1, program(wrong), {}), AttributeError)
-    assert len(tries) == 1
+async def test_a_task_that_meets_a_module_half_done_runs_again(job: Job) -> None:
+    calls.clear()
+    await job.create({**CONSUMED, "total": (half_done, "numbers")}, "total")
+    assert await job.incarnation().run() is Status.OK
+    assert calls == ["met"]
+    assert await result(job) == sum(range(10)), "all of the iterator again"
 
 
-@pytest.mark.parametrize("timeout", [None, 0.3])
+def wrong(_: object) -> None:
+    calls.append("tried")
+    raise AttributeError("'int' object has no attribute 'b'")
+
+
+async def test_an_attribute_that_is_not_there_is_not_waited_for(job: Job) -> None:
+    calls.clear()
+    await job.create({"x": (wrong, 1)}, "x")
+    await job.incarnation().run()
+    assert calls == ["tried"]
+
+
+def at_first_wrong(_: object) -> None:
+    """Raises, and takes for ever when it is tried again."""
+    calls.append("tried")
+    if len(calls) == 1:
+        raise ValueError("the first try")
+    while True:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 30}])
 async def test_a_try_that_is_cut_short_after_others_have_failed(
-    job: Job, timeout: float | None
+    job: Job, limits: dict[str, Any]
 ) -> None:
     """The next incarnation would begin with the first try, and be cut short in the same one."""
-    tries = []
-
-    def work(_: object) -> None:
-        tries.append(1)
-        if len(tries) == 1:
-            raise ValueError("the first try")
-        while True:
-            time.sleep(0.01)
-
-    incarnation = job.incarnation(remaining=1.0)
-    incarnation._cache.programs[7] = program(work, Limits(10**6, timeout and 100 * timeout))
-    cutting = asyncio.create_task(incarnation._hand_over())
-    await incarnation._perform(Run((Step(7, ()),)))
-    cutting.cancel()
-    incarnation._limited.close()
-    kind, task, tried, *_ = wire.unpack(incarnation._error)
-    assert (kind, task, tried) == (b"task", 7, 1)
+    calls.clear()
+    await job.create({"x": (at_first_wrong, 1)}, "x", retries=10**6, **limits)
+    await job.incarnation(remaining=1.0).run()
+    outcome = await job.store.outcome()
+    kind, _, tried, *_ = wire.unpack(outcome.error)
+    assert (kind, tried) == (b"task", 1)
 
 
 async def test_reading_that_hangs_does_not_hold_up_the_next_job() -> None:
@@ -422,30 +426,154 @@ async def test_a_file_in_the_graph_is_read_again(job: Job) -> None:
     assert incarnation._cache.literal(-1) is None, "the next task would get it as it is now"
 
 
-async def test_what_cannot_be_made_again_when_a_task_is_cut_short_fails_the_job(job: Job) -> None:
-    consumed.set()
-
-    def once() -> Iterator[int]:
-        if made:
-            raise ValueError("not a second time")
-        made.append(1)
-        return iter(range(220))
-
-    made: list[int] = []
-    await job.create({"n": (int, 1), "i": (once,), "total": (consume, "i")}, "total")
-    assert await job.incarnation(remaining=0.8).run() is Status.STOP
-    outcome = await job.store.outcome()
-    assert outcome.state is JobState.FAILED
-    assert wire.unpack(outcome.error)[0] == b"task"
+BYTES = b"".join(b"%d\n" % number for number in range(220))
 
 
-async def test_a_task_that_is_cut_short_hands_over_its_iterator_whole(job: Job) -> None:
-    consumed.set()
-    await job.create({**CONSUMED, "n": (int, 220), "total": (consume, "numbers")}, "total")
-    assert await job.incarnation(remaining=0.8).run() is Status.OK
-    assert job.invoked == ["0"], "it was handed over"
+def go_through(lines: Any, _: object = None) -> int:
+    """The sum of what is in them, slowly, or an error at the sixth in the first try."""
+    return consume(map(int, lines))
+
+
+def go_through_first(parts: Sequence[Any], _: object) -> int:
+    return go_through(parts[0])
+
+
+def lines_of(file: io.BytesIO, _: object) -> Iterator[bytes]:
+    return map(bytes.strip, file)
+
+
+def pairs(count: int) -> list[tuple[int, list[Iterator[int]]]]:
+    return [(key, [iter(range(key, key + count))]) for key in range(2)]
+
+
+def go_through_pairs(found: list[tuple[int, list[Iterator[int]]]]) -> int:
+    return sum(consume(numbers) for _, each in found for numbers in each)
+
+
+FILE: dict[str, Any] = {"file": DataNode("file", io.BytesIO(BYTES)), "n": (int, 220)}
+GO_ONCE: dict[str, dict[str, Any]] = {
+    "an iterator": {**CONSUMED, **FILE, "total": (consume, "numbers")},
+    "a file in the graph": {**FILE, "total": (go_through, "file", "n")},
+    "an argument": {**FILE, "total": Task("total", go_through, io.BytesIO(BYTES), TaskRef("n"))},
+    "a large argument": {
+        **FILE,
+        "total": Task("total", go_through_first, [io.BytesIO(BYTES), bytes(500_000)], TaskRef("n")),
+    },
+    "an iterator over a file": {
+        **FILE,
+        "lines": (lines_of, "file", "n"),
+        "total": (go_through, "lines"),
+    },
+    "an iterator over an iterator": {
+        **CONSUMED,
+        **FILE,
+        "absolute": (map, abs, "numbers"),
+        "total": (consume, "absolute"),
+    },
+    "iterators in containers": {**FILE, "p": (pairs, "n"), "total": (go_through_pairs, "p")},
+}
+
+
+TOTAL = dict.fromkeys(GO_ONCE, sum(range(220)))
+TOTAL["iterators in containers"] = sum(range(220)) + sum(range(1, 221))
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}])
+@pytest.mark.parametrize("kind", GO_ONCE)
+async def test_what_goes_once_is_whole_in_the_second_try(
+    job: Job, kind: str, limits: dict[str, Any]
+) -> None:
+    consumed.clear()
+    await job.create(GO_ONCE[kind], "total", retries=1, **limits)
     assert await job.incarnation().run() is Status.OK
+    assert consumed.is_set()
+    assert await result(job) == TOTAL[kind]
+
+
+@pytest.mark.parametrize("kind", GO_ONCE)
+async def test_what_goes_once_is_handed_over_whole(job: Job, kind: str) -> None:
+    consumed.set()
+    await job.create(GO_ONCE[kind], "total")
+    first, second = job.incarnation(remaining=0.8), job.incarnation()
+    second._cache = first._cache  # In the same sandbox, which is warm.
+    assert await first.run() is Status.OK
+    assert job.invoked == ["0"], "it was handed over"
+    assert await second.run() is Status.OK
+    assert await result(job) == TOTAL[kind]
+
+
+def load(count: int) -> list[int]:
+    calls.append("load")
+    return list(range(count))
+
+
+def lazily(numbers: list[int]) -> Iterator[int]:
+    calls.append("lazily")
+    return map(abs, numbers)
+
+
+LAZY: dict[str, Any] = {
+    "n": (int, 220),
+    "loaded": (load, "n"),
+    "lazy": (lazily, "loaded"),
+    "total": (consume, "lazy"),
+}
+
+
+async def test_what_an_iterator_was_made_of_is_not_made_again(job: Job) -> None:
+    calls.clear()
+    consumed.clear()
+    await job.create(LAZY, "total", retries=1)
+    assert await job.incarnation(remaining=0.9).run() is Status.OK, "in the second try"
+    assert calls == ["load", "lazily", "lazily"]
+    assert await job.incarnation().run() is Status.OK
+    assert calls == ["load", "lazily", "lazily", "lazily"]
     assert await result(job) == sum(range(220))
+
+
+async def test_what_goes_once_and_had_another_reader_is_handed_over_whole(job: Job) -> None:
+    consumed.set()
+    graph = {
+        "n": (int, 220),
+        "pairs": (pairs, "n"),
+        "count": (len, "pairs"),
+        "total": (lambda found, _: go_through_pairs(found), "pairs", "count"),
+    }
+    await job.create(graph, ["total", "count"])
+    assert await job.incarnation(remaining=0.8).run() is Status.OK
+    assert await job.incarnation().run() is Status.OK
+    outcome = await job.store.outcome()
+    frames = await job.store.resolve(outcome.results)
+    values = sorted(wire.loads(frame or b"") for frame in frames.values())
+    assert values == [2, TOTAL["iterators in containers"]]
+
+
+async def test_a_task_and_its_iterator_that_need_all_of_the_time_are_too_long(job: Job) -> None:
+    """What made the iterator has run, and would have to again: the next one would not get on."""
+    consumed.set()
+    await job.create({"i": (iter, list(range(220))), "total": (consume, "i")}, "total")
+    assert await job.incarnation(remaining=0.6).run() is Status.STOP
+    outcome = await job.store.outcome()
+    assert wire.unpack(outcome.error)[0] == b"timeout"
+
+
+def chained(numbers: Iterator[int]) -> Iterator[int]:
+    """The same, made with an error in the second try."""
+    first = next(numbers)
+    calls.append("chained")
+    if len(calls) == 2:
+        raise OSError("only this time")
+    return chain([first], numbers)
+
+
+async def test_what_is_made_again_has_its_retries(job: Job) -> None:
+    calls.clear()
+    consumed.clear()
+    graph = {**CONSUMED, "chained": (chained, "numbers"), "total": (consume, "chained")}
+    await job.create(graph, "total", retries=1)
+    assert await job.incarnation().run() is Status.OK
+    assert len(calls) == 3
+    assert await result(job) == sum(range(10))
 
 
 @pytest.mark.parametrize("limits", [{}, {"timeout": 60}])

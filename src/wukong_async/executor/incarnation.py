@@ -15,10 +15,10 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
 from traceback import FrameSummary
 from typing import Any, Literal, TypeVar
@@ -45,7 +45,7 @@ from wukong_async.engine import (
     Step,
 )
 from wukong_async.errors import SerializationError, StoreFull, WukongError
-from wukong_async.executor.memory import PlanCache, limit_mb, resident_mb
+from wukong_async.executor.memory import PlanCache, Values, goes_once, limit_mb, resident_mb
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation, mismatch, versions
 from wukong_async.last_words import LastWords
@@ -84,7 +84,9 @@ class Failed:
     error: BaseException
     tries: int = 1
     again: bool = False
-    """It may be tried again, but this try has used up inputs, which have to be made again first."""
+    """It is to be tried again, with what this try may have used up made new."""
+    pause: float = 0.0
+    """Seconds to wait before that."""
 
 
 class TookTooLong(Exception):
@@ -103,6 +105,10 @@ class Progress:
 
     steps: Sequence[Step]
     ran: int = 0
+    tries: Counter[int] = field(default_factory=Counter)
+    """How often tasks have failed."""
+    half_done: int = 0
+    """How often modules were met that another thread was importing."""
     failed: Failed | None = None
     """The last try of the task that runs now."""
     began: float = math.inf
@@ -116,6 +122,21 @@ class Progress:
         """What runs now."""
         ran = self.ran  # Once: the thread goes on meanwhile.
         return self.steps[ran].task if ran < len(self.steps) else None
+
+    def judge(self, program: Program, task: int, error: BaseException) -> Failed:
+        """What is made of a try that has failed."""
+        half_done = isinstance(error, HALF_DONE) and "partially initialized" in wire.text_of(error)
+        if half_done and self.half_done < len(IMPORT_PAUSES):
+            # Not the task's fault: see `_patiently`.
+            pause = IMPORT_PAUSES[self.half_done]
+            self.half_done += 1
+            self.failed = Failed(task, error, self.tries[task], again=True, pause=pause)
+        else:
+            self.tries[task] += 1
+            tries = self.tries[task]
+            again = tries <= program.limits.retries and isinstance(error, Exception)
+            self.failed = Failed(task, error, tries, again)
+        return self.failed
 
 
 class Incarnation:
@@ -156,14 +177,14 @@ class Incarnation:
         self._invoke = invoke
         self._engine = Engine()
         self._nonce = secrets.token_hex(8)
-        self._values: dict[int, Any] = {}
+        self._values = Values()
         self._payloads: dict[int, Payload] = {}
         self._error = b""
         self._stop = threading.Event()
         self._pause = threading.Event()
         self._progress = Progress(())
         self._seen: tuple[int | None, float] = (None, time.monotonic())
-        self._ran_any = False
+        self._ran = 0
         self._in_run = False
         self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
@@ -194,7 +215,7 @@ class Incarnation:
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
             self._tasks.clear()
-            self._values = {}
+            self._values = Values()
             self._payloads.clear()
         return reason
 
@@ -213,8 +234,7 @@ class Incarnation:
                     case Delete(objects):
                         await self._store.delete(objects)
                     case Drop(objects):
-                        for number in objects:
-                            self._values.pop(number, None)
+                        self._values.drop(objects)
                     case Invoke(sequence, offers):
                         await self._invoke_all(
                             [child_name(self._executor, sequence, index) for index in offers]
@@ -299,7 +319,7 @@ class Incarnation:
         await asyncio.sleep(self._ends - self._remaining / 2 - time.monotonic())
         await self._invoke([])
         await asyncio.sleep(self._ends - margin - time.monotonic())
-        if not (self._ran_any or self._progress.ran or self._in_run):
+        if not (self._ran or self._progress.ran or self._in_run):
             self._leave(STARVED)  # It has only read: the next one would not come further.
             return
         self._pause.set()
@@ -333,11 +353,11 @@ class Incarnation:
         for block in await self._blocks(tasks):
             self._engine.loaded(block.specs)
 
-    async def _blocks(self, tasks: Iterable[int]) -> list[Block]:
+    async def _blocks(self, tasks: Iterable[int], *, anew: bool = False) -> list[Block]:
         """The blocks of these tasks; none if one of them cannot be had, which fails the job."""
         starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
-        missing = [index for index in wanted if self._cache.block(index) is None]
+        missing = [index for index in wanted if anew or self._cache.block(index) is None]
         frames = await self._store.get(
             [block_name(i) for i in missing], [BLOCK_BYTES] * len(missing)
         )
@@ -355,6 +375,14 @@ class Incarnation:
         found = map(self._cache.block, wanted)
         return [block for block in found if block is not None]
 
+    async def _fresh(self, tasks: Collection[int]) -> bool:
+        """Read again what is to be run, and has been run here before; whether that worked."""
+        again = self._cache.begun.intersection(tasks)
+        if again and not await self._blocks(again, anew=True):
+            return False
+        self._cache.begun.update(tasks)
+        return True
+
     async def _fetch(self, objects: Sequence[int]) -> None:
         sizes: dict[int, int] = {}
         for number in objects:
@@ -366,10 +394,12 @@ class Incarnation:
         if lost:
             log.warning("the store has lost %d objects; they are computed again", len(lost))
             found.update(await self._remake(lost, self._pause))
+        literals = [(number, value) for number, (_, value) in found.items() if number < 0]
+        if literals:
+            for number in await self._in_reader(partial(_lasting, literals)):
+                self._cache.add_literal(number, *found[number])
         for number, (size, value) in found.items():
             sizes[number], self._values[number] = size, value
-            if number < 0 and not _goes_once(value):
-                self._cache.add_literal(number, size, value)
         if sizes.keys() >= set(objects):
             self._engine.fetched(sizes)
 
@@ -389,36 +419,51 @@ class Incarnation:
         return await asyncio.wrap_future(self._reader.submit(work))
 
     async def _remake(
-        self, lost: Sequence[int], pause: threading.Event
+        self, lost: Sequence[int], pause: threading.Event, known: Values | None = None
     ) -> dict[int, tuple[int, Any]]:
         """Outputs that are nowhere any more, made again from the plan and what is left of it.
 
         Nothing of it is told to anybody: for all others the tasks have passed. What cannot be made
         again (a literal, a block of the plan) fails the job.
+
+        Parameters
+        ----------
+        known
+            What is here to make them of.
         """
-        values: dict[int, Any] = {}
-        recipes: dict[int, Program] = {}
-        missing = list(lost)
-        while missing:
-            if min(missing) < 0:
-                self._fail(failure.input_lost(missing))
+        progress = Progress(())
+        while True:
+            values = Values()
+            recipes: dict[int, Program] = {}
+            missing = list(lost)
+            while missing:
+                if min(missing) < 0:
+                    self._fail(failure.input_lost(missing))
+                    return {}
+                if not await self._blocks(missing):
+                    return {}
+                recipes.update((task, self._cache.programs[task]) for task in missing)
+                sources = {source for task in missing for source in recipes[task].sources}
+                sources -= recipes.keys() | values.keys()
+                if known is not None:
+                    values.update(await self._in_worker(partial(known.lasting, sources)))
+                found, missing = await self._read(sorted(sources - values.keys()))
+                values.update((number, value) for number, (_, value) in found.items())
+                if self._stop.is_set():
+                    return {}
+            if not await self._fresh(recipes):
                 return {}
-            if not await self._blocks(missing):
+            # In the order of their numbers, inputs come first.
+            progress.steps, progress.ran = [Step(task, ()) for task in sorted(recipes)], 0
+            run = partial(_run_steps, progress, self._cache, values, self._stop, pause)
+            failed = await self._in_worker(run)
+            if failed is None:
+                return {task: (0, values[task]) for task in lost if task in values}
+            if not failed.again:
+                await self._fail_for(failed)
                 return {}
-            recipes.update((task, self._cache.programs[task]) for task in missing)
-            sources = {source for task in missing for source in recipes[task].sources}
-            found, missing = await self._read(sorted(sources - recipes.keys() - values.keys()))
-            values.update((number, value) for number, (_, value) in found.items())
-            if self._stop.is_set():
-                return {}
-        # In the order of their numbers, inputs come first.
-        steps = [Step(task, ()) for task in sorted(recipes)]
-        progress = Progress(steps)
-        run = partial(_run_steps, progress, self._cache, values, self._stop, pause)
-        failed = await self._in_worker(run)
-        if failed is not None:
-            await self._fail_for(failed)
-        return {task: (0, values[task]) for task in lost if task in values}
+            # It may have used up what it was made of: from the beginning.
+            await asyncio.sleep(failed.pause)
 
     def _unreadable(self, what: Literal["plan", "value"], error: blocks.Unreadable) -> bytes:
         cause = error.__cause__ or error
@@ -448,6 +493,8 @@ class Incarnation:
     # Running ----------------------------------------------------------------------------------
 
     async def _run(self, steps: Sequence[Step]) -> None:
+        if not await self._fresh([task for task, _ in steps]):
+            return
         progress = self._progress = Progress(steps)
         limits = self._cache.programs[steps[0].task].limits
         if limits.timeout is None:
@@ -458,75 +505,109 @@ class Incarnation:
             # The thread that was given up goes on with the values as they were.
             with progress.lock:
                 progress.closed = True
-                self._values = dict(self._values)
-        self._ran_any = self._ran_any or progress.ran > 0
+                self._values = self._values.copy()
+        self._ran += progress.ran
         if isinstance(failed, Failed):
             await self._fail_for(failed)
-        elif progress.failed is not None and not self._ran_any:
-            # The next incarnation would begin with the first try, and not come further.
-            await self._fail_for(progress.failed)
-        elif failed is None or self._ran_any:
-            tried = failed is not None or progress.failed is not None
-            if not tried or progress.task is None or await self._renewed(progress.task):
+        elif progress.task is None or not self._pause.is_set():
+            self._engine.ran(progress.ran)
+        else:
+            await self._cut_short(progress, failed)
+
+    async def _cut_short(self, progress: Progress, late: TookTooLong | None) -> None:
+        """The time is over before everything has run."""
+        task = progress.task
+        assert task is not None
+        tried = late is not None or progress.failed is not None
+        spoilt: Sequence[int] = ()
+        if tried:
+            programs = self._cache.programs
+            found = await self._in_worker(
+                partial(
+                    self._values.spoilt,
+                    programs[task].sources,
+                    lambda number: programs[number].sources,
+                    self._engine.is_only_here,
+                )
+            )
+            if found is not None:
+                spoilt, rest = found
+                self._values.update(rest)
+        if self._ran > len(spoilt) or not tried:
+            if self._engine.ran(progress.ran, spoilt):
+                return
+            # Somebody else has read it as well, so it has to be whole again here.
+            if await self._renewed(task, threading.Event()):
                 self._engine.ran(progress.ran)
             elif not self._stop.is_set():
                 self._leave("it cannot make again what a task has used up")
-        elif progress.began < self._ends - self._remaining / 2:
+        elif progress.failed is not None:
+            # The next incarnation would begin with the first try, and not come further.
+            await self._fail_for(progress.failed)
+        elif late is not None and progress.began < self._ends - self._remaining / 2:
             # It had all of the function's time, or most of it.
-            late = TookTooLong(self._remaining, failed.stack)
-            await self._fail_for(Failed(steps[0].task, late, tries=0))
+            error = TookTooLong(self._remaining, late.stack)
+            await self._fail_for(Failed(task, error, tries=0))
         else:
             self._leave(STARVED)
 
-    async def _renewed(self, task: int) -> bool:
-        """Make again what a try of a task may have used up of its inputs; whether that worked.
+    async def _renewed(self, task: int, pause: threading.Event) -> bool:
+        """Make new what a try of a task may have used up; whether that worked.
 
-        An iterator goes from task to task like any other value, but only once.
+        An iterator goes from task to task like any other value, but only once; and a file may be
+        part of the graph.
         """
-        used = [n for n in self._cache.programs[task].sources if _goes_once(self._values[n])]
+        if not await self._fresh([task]):
+            return False
+        sources = self._cache.programs[task].sources
+        used = await self._in_worker(partial(self._values.used_up, sources))
         made, lost = await self._read(used) if used else ({}, [])
         if lost:
-            # Even if the function's time is nearly over: that is when it is needed.
-            made.update(await self._remake(lost, threading.Event()))
+            made.update(await self._remake(lost, pause, self._values))
         self._values.update((number, value) for number, (_, value) in made.items())
         return made.keys() == set(used)
+
+    async def _tried_again(self, failed: Failed) -> bool:
+        """Get ready for another try, if there is to be one, and time for it."""
+        if not failed.again or self._pause.is_set():
+            return False
+        await asyncio.sleep(failed.pause)
+        return await self._renewed(failed.task, self._pause)
 
     async def _run_unlimited(self, progress: Progress) -> Failed | TookTooLong | None:
         """Run tasks in the worker thread."""
         while True:
             run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
             failed = await self._await(self._worker, run)
-            if not isinstance(failed, Failed) or not failed.again:
+            if not isinstance(failed, Failed):
                 return failed
-            if self._pause.is_set():
-                return None
-            if not await self._renewed(failed.task):
-                return failed
+            if not await self._tried_again(failed):
+                return None if failed.again and self._pause.is_set() else failed
 
     async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
         """Run a task whose time is limited, each try in a thread that can be given up."""
         task, drops = step
-        program = self._cache.programs[task]
-        for tries in count(1):
-            if self._stop.is_set() or self._pause.is_set():
-                return None
+        progress = self._progress
+        while not (self._stop.is_set() or self._pause.is_set()):
+            program = self._cache.programs[task]
             # Of its own, since a thread that is given up may go on for a while.
-            values = {number: self._values[number] for number in program.sources}
-            run = partial(_try, task, program, values)
-            self._progress.began = time.monotonic()
-            error = await self._await(self._limited, run, limits.timeout)
+            values = Values()
+            values.update((number, self._values[number]) for number in program.sources)
+            progress.began = time.monotonic()
+            error = await self._await(
+                self._limited, partial(_try, task, program, values), limits.timeout
+            )
             if error is None:
-                self._values[task] = values[task]
-                for number in drops:
-                    del self._values[number]
-                self._progress.ran = 1
+                self._values.add(task, values[task], program.sources)
+                self._values.drop(drops)
+                progress.ran, progress.failed = 1, None
                 return None
             if isinstance(error, TookTooLong) and error.seconds is None:
                 return error
-            self._progress.failed = Failed(task, error, tries)
-            if not _again(program, tries, error) or not await self._renewed(task):
-                return self._progress.failed
-        raise AssertionError
+            failed = progress.judge(program, task, error)
+            if not await self._tried_again(failed):
+                return None if failed.again and self._pause.is_set() else failed
+        return None
 
     async def _await(
         self, worker: Worker, work: Callable[[], T], seconds: float | None = None
@@ -617,7 +698,7 @@ def _decode(frames: dict[int, bytes], stop: threading.Event) -> dict[int, tuple[
 def _run_steps(
     progress: Progress,
     cache: PlanCache,
-    values: dict[int, Any],
+    values: Values,
     stop: threading.Event,
     pause: threading.Event,
 ) -> Failed | None:
@@ -625,60 +706,34 @@ def _run_steps(
     programs = cache.programs
     progress.began = time.monotonic()
     for task, drops in progress.steps[progress.ran :]:
+        if stop.is_set() or pause.is_set():
+            return None
         program = programs[task]
-        for tries in count(1 if progress.failed is None else progress.failed.tries + 1):
-            if stop.is_set() or pause.is_set():
-                return None
-            error = _try(task, program, values)
-            if error is None:
-                break
-            again = _again(program, tries, error)
-            used = again and any(_goes_once(values[number]) for number in program.sources)
-            failed = Failed(task, error, tries, again=used)
-            if not again:
-                return failed
-            progress.failed = failed
-            if used:
-                return failed
+        error = _try(task, program, values)
+        if error is not None:
+            return progress.judge(program, task, error)
         with progress.lock:
             if progress.closed:
                 return None
-            dropped = [values.pop(number) for number in drops]
+            dropped = values.drop(drops)
             progress.ran += 1
             progress.failed = None
         del dropped  # A destructor of the user's may take its time; the loop takes this lock.
     return None
 
 
-def _try(task: int, program: Program, values: dict[int, Any]) -> BaseException | None:
+def _try(task: int, program: Program, values: Values) -> BaseException | None:
     """Run a task once, and add its output to `values`; or what it has raised."""
-    for pause in (*IMPORT_PAUSES, None):
-        try:
-            values[task] = program.run(values)
-        except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
-            # What it imports may be half done by the thread that reads, as in `_patiently`.
-            met = isinstance(error, HALF_DONE) and "partially initialized" in wire.text_of(error)
-            if pause is None or not met:
-                return error
-        else:
-            return None
-        time.sleep(pause)
-    raise AssertionError
+    try:
+        values.add(task, program.run(values), program.sources)
+    except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+        return error
+    return None
 
 
-def _goes_once(value: object) -> bool:
-    """Whether a value is, or holds, something that can be gone through only once."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        # By their types, which are few and run no code of the user's.
-        return any(issubclass(kind, Iterator) for kind in set(map(type, value)))
-    return issubclass(type(value), Iterator)
-
-
-def _again(program: Program, tries: int, error: BaseException) -> bool:
-    """Whether a task that has failed is run again."""
-    return tries <= program.limits.retries and isinstance(error, Exception)
+def _lasting(values: Iterable[tuple[int, Any]]) -> list[int]:
+    """The numbers of values that cannot be used up."""
+    return [number for number, value in values if not goes_once(value)]
 
 
 def _encode(

@@ -6,6 +6,8 @@ import os
 import resource
 import sys
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,20 @@ from wukong_async.blocks import Block, Program
 MB = 1024 * 1024
 LITERAL_BYTES = 64 * MB
 """Literals kept for the next task that reads them: models and tables are read by many."""
+PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None)))
+"""Types of values that are not worth a look."""
+CONTAINERS: Collection[tuple[type, Callable[[Any], Iterable[Any]]]] = (
+    (list, list.__iter__),
+    (tuple, tuple.__iter__),
+    (dict, dict.values),
+    (set, set.__iter__),
+    (frozenset, frozenset.__iter__),
+)
+"""Builtin containers, and how to go through them whatever their subclasses say."""
+DEPTH = 4
+"""How deep to look into containers: a list of pairs of a key and a list of iterators has three."""
+GLANCE = 16
+"""Items of a container that a glance takes in."""
 
 
 def resident_mb() -> int:
@@ -31,12 +47,134 @@ def limit_mb() -> int:
     return int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0"))
 
 
+def goes_once(value: object, most: int | None = None, depth: int = DEPTH) -> bool:
+    """Whether a value is, or holds, something that can be gone through only once, as a file can.
+
+    Runs no code of the user's.
+
+    Parameters
+    ----------
+    most
+        How many items of a container to look at, and fewer of those in it; default: all.
+    depth
+        How deep to look into containers.
+    """
+    kind = type(value)
+    if kind in PLAIN:
+        return False
+    if issubclass(kind, Iterator):
+        return True
+    for builtin, items in CONTAINERS:
+        if depth and issubclass(kind, builtin):
+            some = list(islice(items(value), most))  # At once: other threads may change it.
+            kinds = set(map(type, some)) - PLAIN
+            if any(issubclass(kind, Iterator) for kind in kinds):
+                return True
+            nested = any(issubclass(kind, each) for each, _ in CONTAINERS for kind in kinds)
+            fewer = None if most is None else -(-most // 4)
+            return nested and any(goes_once(item, fewer, depth - 1) for item in some)
+    return False
+
+
+class Values(dict[int, Any]):
+    """Inputs and outputs by number.
+
+    What an iterator was made of stays for as long as the iterator, so that another one can be made
+    if the task that goes through it has to be run again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._origins: dict[int, dict[int, Any]] = {}
+
+    def copy(self) -> Values:
+        """Another one with the same content."""
+        copied = Values()
+        copied.update(self)
+        copied._origins.update(self._origins)
+        return copied
+
+    def add(self, task: int, value: object, sources: Iterable[int]) -> None:
+        """An output, and the numbers of what it was made of, which is here."""
+        self[task] = value
+        if goes_once(value, GLANCE):
+            origins: dict[int, Any] = {}
+            for number in sources:
+                origins.update(self._origins.get(number, {}))
+                origins[number] = self[number]
+            self._origins[task] = origins
+
+    def drop(self, numbers: Sequence[int]) -> list[Any]:
+        """Forget these, if they are here. What the caller lets go of: destructors take a while."""
+        dropped = [self.pop(number, None) for number in numbers]
+        if self._origins:
+            dropped += [self._origins.pop(number, None) for number in numbers]
+        return dropped
+
+    def used_up(self, sources: Iterable[int]) -> list[int]:
+        """Those inputs that a task may have used up."""
+        return [number for number in sources if goes_once(self[number])]
+
+    def lasting(self, numbers: Iterable[int]) -> dict[int, Any]:
+        """What is here of these, or has been an origin, and cannot be used up."""
+        found: dict[int, Any] = {}
+        for number in numbers:
+            for held in (self, *self._origins.values()):
+                if number in held:
+                    if not goes_once(held[number]):
+                        found[number] = held[number]
+                    break
+        return found
+
+    def spoilt(
+        self,
+        sources: Iterable[int],
+        sources_of: Callable[[int], Iterable[int]],
+        is_only_here: Callable[[int], bool],
+    ) -> tuple[list[int], dict[int, Any]] | None:
+        """What a task that was cut short has used up, and how to make it again.
+
+        Parameters
+        ----------
+        sources
+            What the task reads.
+        sources_of
+            What a task of the plan reads.
+        is_only_here
+            Whether an object is in no store.
+
+        Returns
+        -------
+        tuple or None
+            Of what is only here: inputs that go once, what those were made of if that goes once as
+            well, and so on; and the rest of what they were made of. None if some of it is gone.
+        """
+        spoilt: dict[int, None] = {}
+        work = list(sources)
+        rest: dict[int, Any] = {}
+        while work:
+            number = work.pop()
+            if number in spoilt or number in rest or not is_only_here(number):
+                continue
+            lasting = self.lasting((number,))
+            if lasting:
+                rest.update(lasting)
+            elif number in self or any(number in held for held in self._origins.values()):
+                spoilt[number] = None
+                work += sources_of(number)
+            else:
+                return None
+        return list(spoilt), rest
+
+
 class PlanCache:
-    """The plan of one job, as far as this sandbox has read it. Immutable data only."""
+    """The plan of one job, as far as this sandbox has read it."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         self.programs: dict[int, Program] = {}
+        self.begun: set[int] = set()
+        """Tasks that have been run here: what their programs hold, a file say, may be used up."""
         self._blocks: dict[int, Block] = {}
         self._literals: OrderedDict[int, tuple[int, Any]] = OrderedDict()
         self._literal_bytes = 0
