@@ -31,7 +31,7 @@ Rules of this file:
 
 1. Scheduling is ahead of running. `_take` settles the order of the next tasks as if those before
    them had succeeded; they run in that order in one thread. If one fails the job fails, so nothing
-   has to be undone. `_undone` has those that have not run.
+   has to be undone. `_undone` has those that have not run, or have to run again after a hand-over.
 2. A consumer that is reached is looked up in this order: one of the frontier only loses its mark
    for this input; one that is in somebody's hands is let alone; one that has all inputs from this
    round, none of which has been told to the store, is ready; any other waits for the store.
@@ -52,7 +52,16 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
-from wukong_async.protocol import Begun, Commit, Marks, Reply, Status, TaskSpec, has_bit
+from wukong_async.protocol import (
+    Begun,
+    Commit,
+    Marks,
+    Reply,
+    Status,
+    TaskSpec,
+    has_bit,
+    told_after,
+)
 
 RUN_LIMIT = 256
 """Tasks in one Run: enough to make the hand-over to the worker thread (50 µs) cheap."""
@@ -206,7 +215,7 @@ class Engine:
         self.free = 0
         """Concurrency slots that were not in use when the store was asked last."""
         self.told = ""
-        """`Reply.told` of the last commit; goes with the next one."""
+        """A digest of what the record was told; goes with the next commit."""
         self._sequence = 0
         self._check = False
         self._taken = b""
@@ -268,7 +277,7 @@ class Engine:
         self._kept.update(number for number in stored if number in self._need)
         # Their reader got them from here meanwhile, or was handed over.
         self._unread.update(number for number in stored if number not in self._need)
-        if not self._running:
+        if not (self._running or self._undone):
             self._drop_unread()
         for task in [t for t in self._starved if self._kept.issuperset(self._specs[t].literals)]:
             self._starved.remove(task)
@@ -332,7 +341,7 @@ class Engine:
         if reply.status is not Status.OK:
             self._exit(reply.status)
             return
-        self.free, self.told = reply.free, reply.told
+        self.free, self.told = reply.free, told_after(self.told, reply)
         self._invoke(commit, reply.accepted, again=commit.release and not reply.gone)
         if reply.deletes:
             self._actions.append(Delete(reply.deletes))

@@ -76,7 +76,7 @@ class Begun:
     generation: int = 0
     sequence: int = 0
     told: str = ""
-    """`Reply.told` of the record's last commit."""
+    """A digest of what the record comes from, and of what it was told since; see `told_after`."""
     lease: float = 0.0
     """Seconds that an executor may be silent."""
     frontier: tuple[int, ...] = ()
@@ -142,19 +142,23 @@ class Reply:
     free: int = 0
     """Concurrency slots that are not in use."""
 
-    @property
-    def told(self) -> str:
-        """A digest of what an executor has to know of it.
 
-        It goes with the next commit: a server that failed over may have forgotten this answer, and
-        given another one to a late copy of the same commit.
-        """
-        if not (self.claims or self.accepted or self.already):
-            return ""
-        claims, already = (",".join(map(str, numbers)) for numbers in (self.claims, self.already))
-        offers = "".join("01"[yes] for yes in self.accepted)
-        text = f"{claims}|{offers}|{already}"
-        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+def digest(*parts: str) -> str:
+    """As the scripts make them."""
+    return hashlib.sha1("|".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def told_after(told: str, reply: Reply) -> str:
+    """A digest of what an executor has been told, before and by this reply.
+
+    It goes with the next commit. A server that failed over may have forgotten this answer, and
+    given another one to a late copy of the same commit; or it may have heard of an incarnation by a
+    late copy of its begin only, which has taken a record that has come about otherwise meanwhile.
+    """
+    if not (reply.claims or reply.accepted or reply.already):
+        return told
+    claims, already = (",".join(map(str, numbers)) for numbers in (reply.claims, reply.already))
+    return digest(told, claims, "".join("01"[yes] for yes in reply.accepted), already)
 
 
 def child_name(executor: str, sequence: int, index: int) -> str:

@@ -42,9 +42,10 @@ async def test_a_killed_connection_is_no_answer(connections: Connections) -> Non
     await store.create(tiny_job())
     for attempt in range(20):
         await asyncio.gather(kill(), store.begin("0", "n"), store.renew("0", 1, "n"), kill())
-        assert (await store.begin("0", "n")).generation == 1, attempt
+        begun = await store.begin("0", "n")
+        assert begun.generation == 1, attempt
     commit = Commit(passed=1, stay=(), results=(0,))
-    body = commit_body(commit, {0: Payload(b"\x01x")})
+    body = commit_body(commit, {0: Payload(b"\x01x")}, told=begun.told)
     _, reply, _ = await asyncio.gather(kill(), store.commit("0", 1, "n", 1, body), kill())
     assert reply.status in {Status.OK, Status.FENCED}, "it took effect; the record is gone"
     assert (await store.outcome()).passed == 1

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from tests.integration.jobs import new_job
 from wukong_async import wire
-from wukong_async.protocol import Begun, Commit, JobState, Payload, Reply, Status, has_bit
+from wukong_async.protocol import (
+    Begun,
+    Commit,
+    JobState,
+    Payload,
+    Reply,
+    Status,
+    child_name,
+    digest,
+    has_bit,
+    told_after,
+)
 from wukong_async.store import (
     Connections,
     JobStore,
@@ -32,7 +43,6 @@ class Job:
 
     def __init__(self, connections: Connections) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
-        self.told: dict[tuple[str, int], str] = {}
 
     async def create(self, **changes: Any) -> None:
         await self.store.open(600)
@@ -43,16 +53,27 @@ class Job:
     ) -> Reply:
         tasks = [task for task, _ in commit.publish] + list(commit.results)
         error = b"\x91\xa4boom" * commit.failed
-        told = self.told.get((executor, sequence - 1), "")
-        body = commit_body(commit, dict.fromkeys(tasks, VALUE), error, told)
-        return await self.send(executor, generation, sequence, body, nonce)
+        payloads = dict.fromkeys(tasks, VALUE)
+        return await self.send(executor, generation, sequence, commit, payloads, nonce, error)
 
     async def send(
-        self, executor: str, generation: int, sequence: int, body: bytes, nonce: str = "n"
+        self,
+        executor: str,
+        generation: int,
+        sequence: int,
+        commit: Commit,
+        payloads: Mapping[int, Payload],
+        nonce: str = "n",
+        error: bytes = b"",
     ) -> Reply:
-        reply = await self.store.commit(executor, generation, nonce, sequence, body)
-        self.told[executor, sequence] = reply.told
-        return reply
+        body = commit_body(commit, payloads, error, told=await self.told(executor))
+        return await self.store.commit(executor, generation, nonce, sequence, body)
+
+    async def told(self, executor: str) -> str:
+        """What its last incarnation has been told, as its record has it."""
+        key = f"wukong:{{{self.store.job_id}}}:rec"
+        record = await self.store._connections.command(0, "HGET", key, executor)
+        return wire.unpack(record)[9].decode() if record else ""
 
     async def leaf(self, executor: str, sequence: int = 1, generation: int = 1) -> Reply:
         task = int(executor)
@@ -155,6 +176,26 @@ async def test_the_attempts_are_bounded_and_counted_in_begin(job: Job) -> None:
     outcome = await job.store.outcome()
     assert outcome.state is JobState.FAILED
     assert wire.unpack(outcome.error) == [b"lost", b"0", 2, wire.pack([0]), b"", b""]
+
+
+async def test_what_an_executor_was_told_goes_with_each_commit(job: Job) -> None:
+    """Of where its record comes from, and since: client and server reckon alike."""
+    await job.create(slots=3)
+    begun = await job.store.begin("0", "n")
+    told = begun.told
+    assert told == digest("", "n") == (await job.store.begin("0", "n")).told
+    for sequence, commit in enumerate(
+        (Commit(offers=((7,), (8,))), Commit(arrivals=((5, 1, (3,)),)), Commit(reads=((1, 1),))), 1
+    ):
+        reply = await job.commit("0", 1, sequence, commit)
+        told = told_after(told, reply)
+        assert await job.told("0") == told, commit
+    first = digest(begun.told, "1.0")
+    assert await job.told(child_name("0", 1, 0)) == first
+    assert (await job.store.begin(child_name("0", 1, 0), "m")).told == digest(first, "m")
+    body = commit_body(Commit(), {}, told=begun.told)
+    reply = await job.store.commit("0", 1, "n", 4, body)
+    assert reply.status is Status.REJECTED, "it has not heard of an answer"
 
 
 async def test_a_commit_that_is_repeated_has_its_effect_once(job: Job) -> None:
@@ -283,10 +324,8 @@ async def test_an_object_goes_with_its_last_reader(job: Job) -> None:
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
     assert len(parts) == 3
     assert await job.store.put(parts, 600) is Status.OK
-    body = commit_body(
-        Commit(stay=(), passed=1, publish=((0, 3),), arrivals=((5, 1, 1),)), {0: big}
-    )
-    assert (await job.send("0", 1, 1, body)).claims == (5,)
+    commit = Commit(stay=(), passed=1, publish=((0, 3),), arrivals=((5, 1, 1),))
+    assert (await job.send("0", 1, 1, commit, {0: big})).claims == (5,)
     assert await job.store.read([0]) == {0: wire.join(FRAME)}
     reply = await job.commit("0", 1, 2, Commit(stay=(), reads=((0, 2),), arrivals=((6, 1, 1),)))
     assert reply.deletes == ()
@@ -305,7 +344,7 @@ async def test_a_large_result_is_held(job: Job) -> None:
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=1000)
     await job.store.put(parts, 600)
     commit = Commit(stay=(), passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
-    await job.send("0", 1, 1, commit_body(commit, {0: big}))
+    await job.send("0", 1, 1, commit, {0: big})
     reply = await job.commit("0", 1, 2, Commit(stay=(), passed=1, reads=((0, 1),), results=(1,)))
     assert reply.deletes == (), "its reader has passed, but the caller has not seen it"
     outcome = await job.store.outcome()
@@ -416,7 +455,7 @@ async def test_what_is_retired_keeps_its_results_for_a_while(
     big, parts = payload(0, FRAME, writer="0-1", inline_limit=10, part_size=40)
     await job.store.put([*parts, ("b0", FRAME)], 600)
     commit = Commit(passed=1, publish=((0, 1),), results=(0,), arrivals=((1, 1, 1),))
-    await job.send("0", 1, 1, commit_body(commit, {0: big}))
+    await job.send("0", 1, 1, commit, {0: big})
     assert not await job.store.retire(), "it runs"
     await job.commit("0", 1, 2, Commit(passed=1, reads=((0, 1),), results=(1,)))
     for _ in range(2):
@@ -526,8 +565,7 @@ async def test_wide_commits(job: Job, width: int) -> None:
     await job.store.begin("0", "n")
     publish = tuple((i, 1) for i in range(width))
     commit = Commit(stay=(), passed=width, publish=publish, arrivals=((width, width + 1, width),))
-    body = commit_body(commit, dict.fromkeys(range(width), VALUE))
-    assert (await job.send("0", 1, 1, body)).gone
+    assert (await job.send("0", 1, 1, commit, dict.fromkeys(range(width), VALUE))).gone
     assert set((await job.store.read(range(width))).values()) == {VALUE.inline}
 
 
@@ -537,8 +575,8 @@ async def test_a_wide_fan_in_reads_and_frees_everything(job: Job) -> None:
     await job.store.begin("0", "n")
     publish = tuple((i, 1) for i in range(width))
     commit = Commit(stay=(), passed=width, publish=publish, arrivals=((width, width, width),))
-    body = commit_body(commit, dict.fromkeys(range(width), VALUE))
-    assert (await job.send("0", 1, 1, body)).claims == (width,)
+    reply = await job.send("0", 1, 1, commit, dict.fromkeys(range(width), VALUE))
+    assert reply.claims == (width,)
     reads = tuple((i, 1) for i in range(width))
     await job.commit("0", 1, 2, Commit(stay=(), passed=1, reads=reads, results=(width,)))
     assert await job.state() is JobState.DONE
@@ -701,15 +739,15 @@ async def test_an_object_that_was_freed_is_not_written_back(job: Job) -> None:
     first, _ = payload(0, FRAME, writer="a", inline_limit=10, part_size=1000)
     second, _ = payload(0, FRAME, writer="b", inline_limit=10, part_size=1000)
     told = Commit(publish=((0, 1),))
-    await job.store.commit("0", 1, "a", 1, commit_body(told, {0: first}))
+    await job.send("0", 1, 1, told, {0: first}, "a")
     await revive(job, "b")
     # While the first copy is there, it stays; and its reader frees it for good.
-    reply = await job.store.commit("0", 2, "b", 2, commit_body(told, {0: second}))
+    reply = await job.send("0", 2, 2, told, {0: second}, "b")
     assert reply.deletes == ((0, second.place),)
     read = Commit(stay=((0, ()), (1, ())), reads=((0, 1),))
     assert (await say(job, "b", 2, 3, read)).deletes == ((0, first.place),)
     await revive(job, "c", 3)
-    reply = await job.store.commit("0", 3, "c", 4, commit_body(told, {0: second}))
+    reply = await job.send("0", 3, 4, told, {0: second}, "c")
     assert reply.deletes == ((0, second.place),)
     assert await job.store.look([0]) == {0: None}
 
@@ -720,10 +758,10 @@ async def test_a_result_points_to_what_was_published_first(job: Job) -> None:
     first, _ = payload(0, FRAME, writer="a", inline_limit=10, part_size=1000)
     second, _ = payload(0, FRAME, writer="b", inline_limit=10, part_size=1000)
     told = Commit(publish=((0, 1),), held=frozenset({0}))
-    await job.store.commit("0", 1, "a", 1, commit_body(told, {0: first}))
+    await job.send("0", 1, 1, told, {0: first}, "a")
     await revive(job, "b")
     passing = Commit(passed=2, stay=(), publish=((0, 1),), results=(0,), reads=((0, 1),))
-    reply = await job.store.commit("0", 2, "b", 2, commit_body(passing, {0: second}))
+    reply = await job.send("0", 2, 2, passing, {0: second}, "b")
     assert reply.deletes == ((0, second.place),), "the reader has passed, but it is held"
     assert (await job.store.outcome()).results == {0: first.inline}
 

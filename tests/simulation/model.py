@@ -21,7 +21,9 @@ from wukong_async.protocol import (
     Status,
     Watch,
     child_name,
+    digest,
     has_bit,
+    told_after,
 )
 from wukong_async.store import NewJob, Place, place_of
 
@@ -180,6 +182,7 @@ class ModelStore:
             record.tries += 1
             record.unstarted = 0
             record.request = request_id
+            record.told = digest(record.told, nonce)
             record.check = record.check or record.soft
             self.live[executor] = self.now() + self._lease(record)
             job.begins += 1
@@ -344,7 +347,8 @@ class ModelStore:
             accepted.append(len(self.live) < self.job.new.slots)
             if accepted[-1]:
                 child = child_name(executor, sequence, index)
-                self.records[child] = Record(tuple(tasks), record.check)
+                told = digest(record.told, f"{sequence}.{index}")
+                self.records[child] = Record(tuple(tasks), record.check, told=told)
                 self.live[child] = self.now() + self.job.new.grace
                 self.invited += 1
                 for task in tasks:
@@ -379,7 +383,7 @@ class ModelStore:
         passed: int,
     ) -> None:
         record.sequence = sequence
-        record.reply, record.told = reply, reply.told
+        record.reply, record.told = reply, told_after(record.told, reply)
         record.soft = record.check if hard else True
         if hard and passed:
             record.tries = 1

@@ -342,7 +342,8 @@ def _until_send(plan: Plan) -> Engine:
             answers[type(action)]()  # type: ignore[operator]
 
 
-def test_what_comes_late_is_kept_for_a_hand_over() -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_what_comes_late_is_kept_for_a_hand_over(early: bool) -> None:
     """An input that was fetched, and then made here, is dropped by nobody who did not run."""
     plan = make_plan({0: [], 1: [0], 2: [0], 3: [], 4: [1, 2, 3]}, [4])
     engine = Engine()
@@ -357,9 +358,12 @@ def test_what_comes_late_is_kept_for_a_hand_over() -> None:
     assert isinstance(run, Run)
     assert [task for task, _ in run.steps] == [0, 2, 1]
     assert run.steps[-1].drops == (0,)
-    engine.fetched({0: 100})
+    if early:
+        engine.fetched({0: 100})
     engine.hand_over()
     engine.ran(2)
+    if not early:
+        engine.fetched({0: 100})
     actions = engine.next_actions()
     assert not [action for action in actions if isinstance(action, Drop)]
     assert [action.tasks for action in actions if isinstance(action, Publish)] == [(2,)]
@@ -644,6 +648,41 @@ def test_a_hand_over_keeps_what_has_not_run_of_the_frontier() -> None:
     assert (commit.passed, commit.stay) == (1, ((1, ()), (2, ())))
     job.reply()
     assert job.seen[-2:] == [InvokeAgain(), Exit(Status.OK)]
+
+
+def test_what_is_spoilt_is_handed_over_to_be_made_again() -> None:
+    plan = make_plan({0: [], 1: [0], 2: [1], 3: [2], 4: []}, [3, 4])
+    job = Stepwise(plan, [0, 4])
+    assert job.runs == [(0, 1, 2, 3, 4)]
+    assert all(map(job.engine.is_only_here, (0, 1, 2)))
+    job.engine.hand_over()
+    assert job.engine.ran(3, spoilt=(2, 1))
+    job.go()
+    (commit,) = job.sent
+    assert (commit.passed, commit.stay) == (1, ((4, ()),))
+    assert commit.publish == ((0, 1),)
+    assert [consumer for consumer, _, _ in commit.arrivals] == [1]
+
+
+def test_what_somebody_else_has_read_is_not_spoilt() -> None:
+    job = Stepwise(fan_out(3), [0])
+    job.engine.hand_over()
+    assert not job.engine.ran(2, spoilt=(0,))
+    job.go()
+    assert job.sent == [], "nothing has changed"
+    assert job.engine.ran(2)
+    job.go()
+    assert job.sent[0].passed == 2
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_what_was_published_is_not_only_here() -> None:
+    job = Stepwise(fan_out(3), [0])
+    job.ran()
+    assert job.engine.is_only_here(0)
+    assert job.share(offers=[[3]])
+    assert not job.engine.is_only_here(0)
+    assert not job.engine.is_only_here(7)
 
 
 def test_a_hand_over_of_everything_done_invokes_nobody() -> None:

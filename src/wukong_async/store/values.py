@@ -95,7 +95,7 @@ def commit_body(
     error
         What went wrong, for a failed one.
     told
-        `Reply.told` of the commit before.
+        `protocol.told_after` the commit before.
     """
     requested = commit.held.union(commit.results)
 

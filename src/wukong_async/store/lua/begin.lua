@@ -20,7 +20,7 @@ if r.nonce ~= nonce then
     return { 'GONE' }
   end
   r.nonce, r.held, r.gen, r.tries, r.unstarted = nonce, true, r.gen + 1, r.tries + 1, 0
-  r.request = ARGV[3]
+  r.request, r.told = ARGV[3], digest(r.told, nonce)
   r.check = r.check or r.soft
   call('HSET', REC, x, pack_record(r))
   call('ZADD', LIVE, 'XX', lease_end(r, job[2]), x)

@@ -7,7 +7,7 @@
 --                   {{edge, producer}, ...}}, ...}, offers {{task, ...}, ...}, release, told}
 --         stay: {{task, {input that is in no store, ...}}, ...}; false in a soft commit
 --         brought: a number of inputs, or the edges {edge, ...}
---         told: a digest of what the last commit was answered
+--         told: a digest of what the record comes from, and of what it was told since
 --         error is '' unless a task failed
 -- reply msgpack: {status, claims, deletes {{object, place}, ...}, gone, accepted {bool, ...},
 --                 already {edge, ...}, free}
@@ -18,13 +18,12 @@ local function only(status)
   return cmsgpack.pack({ status, NOTHING, NOTHING, false, NOTHING, NOTHING, 0 })
 end
 
--- What an executor has to know of an answer; protocol.py has the same.
-local function digest(claims, accepted, already)
-  if #claims + #accepted + #already == 0 then return '' end
+-- With what an executor has to know of an answer; protocol.py has the same.
+local function told_after(told, claims, accepted, already)
+  if #claims + #accepted + #already == 0 then return told end
   local offers = {}
   for i, yes in ipairs(accepted) do offers[i] = yes and '1' or '0' end
-  return redis.sha1hex(table.concat(claims, ',') .. '|' .. table.concat(offers) .. '|'
-    .. table.concat(already, ','))
+  return digest(told, table.concat(claims, ','), table.concat(offers), table.concat(already, ','))
 end
 
 local r = fenced_record(x, gen, nonce)
@@ -40,7 +39,8 @@ if seq > r.seq + 1 then return only('REJECTED') end
 
 local passed, stay, publish, results, arrivals, reads, err, probes, offers, release, told =
   unpack(cmsgpack.unpack(ARGV[5]), 1, 11)
--- A server that failed over has forgotten that commit, and took a late copy of it differently.
+-- A server that failed over has forgotten that commit, and took a late copy of it differently; or
+-- it knows this incarnation from a late copy of its begin only, and the record is another one.
 if told ~= r.told then return only('REJECTED') end
 local hard = stay ~= false
 local frontier, marks = {}, {}
@@ -125,7 +125,9 @@ local slots, accepted, handed = tonumber(job[6]), {}, {}
 for k, tasks in ipairs(offers) do
   accepted[k] = call('ZCARD', LIVE) < slots
   if accepted[k] then
-    new_record(x .. '.' .. seq .. '.' .. (k - 1), cmsgpack.pack(tasks), r.check, now() + job[7])
+    local place = seq .. '.' .. (k - 1)
+    new_record(x .. '.' .. place, cmsgpack.pack(tasks), r.check, now() + job[7],
+      digest(r.told, place))
     for _, task in ipairs(tasks) do
       call('SETBIT', TAKEN, task, 1)
       handed[task] = true
@@ -181,7 +183,7 @@ if gone then drop_record(x) end
 local free = slots - call('ZCARD', LIVE)
 local answer = cmsgpack.pack({ 'OK', claims, deletes, gone, accepted, already, free })
 if not gone then
-  r.seq, r.told = seq, digest(claims, accepted, already)
+  r.seq, r.told = seq, told_after(r.told, claims, accepted, already)
   if not hard then
     r.soft = true
   else

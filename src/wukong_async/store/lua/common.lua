@@ -40,7 +40,7 @@ end
 --  seq       of the last commit
 --  unstarted how often nobody came who was invoked
 --  tries     how often the work of this frontier was begun
---  told      a digest of what the last commit was answered, as far as it matters
+--  told      a digest of where it comes from, and of what it was told since
 --  soft      there are effects of tasks that have not passed
 --  check     others may meet such effects of a dead incarnation
 --  request   of the last incarnation, for its log
@@ -64,10 +64,15 @@ local function pack_record(r)
     r.request, r.told })
 end
 
-local function new_record(x, frontier, check, over)
+local function new_record(x, frontier, check, over, told)
   call('HSET', REC, x, pack_record({ gen = 0, nonce = '', held = false, seq = 0, unstarted = 0,
-    tries = 0, soft = false, check = check, request = '', told = '' }), x .. '/f', frontier)
+    tries = 0, soft = false, check = check, request = '', told = told }), x .. '/f', frontier)
   call('ZADD', LIVE, over, x)
+end
+
+-- protocol.py has the same.
+local function digest(...)
+  return redis.sha1hex(table.concat({ ... }, '|'))
 end
 
 local function drop_record(x)

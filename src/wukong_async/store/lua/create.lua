@@ -19,7 +19,7 @@ call('HSET', JOB, 'id', id, 'channel', channel, 'state', 'running', 'error', '',
   'timeout', timeout, 'limit', timeout > 0 and t + timeout or 0,
   'result_ttl', result_ttl, 'manifest', manifest, 'versions', versions,
   'facts', facts, 'passed', 0, 'commits', 0, 'begins', 0)
-for _, record in ipairs(records) do new_record(record[1], record[2], false, t + grace) end
+for _, record in ipairs(records) do new_record(record[1], record[2], false, t + grace, '') end
 call('SET', TAKEN, taken)
 for _, value in ipairs(values) do call('HSET', VAL, value[1], value[2]) end
 own(owner, t, lease, ttl)
