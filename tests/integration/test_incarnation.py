@@ -25,7 +25,7 @@ from wukong_async.config import Settings
 from wukong_async.engine import Publish
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
-from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.memory import GLANCE, PlanCache
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation
 from wukong_async.last_words import LastWords
@@ -325,6 +325,20 @@ def at_first_wrong(_: object) -> None:
         time.sleep(0.01)
 
 
+def half_done_at_last(_: object) -> None:
+    time.sleep(0.82)
+    calls.append("met")
+    raise ImportError("cannot import name 'b' from partially initialized module 'a'")
+
+
+async def test_a_module_half_done_when_the_time_is_over_is_not_the_tasks_fault(job: Job) -> None:
+    calls.clear()
+    await job.create({"x": (half_done_at_last, 1)}, "x")
+    assert await job.incarnation(remaining=1.0).run() is Status.FENCED
+    assert calls == ["met"]
+    assert (await job.store.outcome()).state is JobState.RUNNING, "it is an attempt"
+
+
 @pytest.mark.parametrize("limits", [{}, {"timeout": 30}])
 async def test_a_try_that_is_cut_short_after_others_have_failed(
     job: Job, limits: dict[str, Any]
@@ -451,6 +465,17 @@ def go_through_pairs(found: list[tuple[int, list[Iterator[int]]]]) -> int:
 
 
 FILE: dict[str, Any] = {"file": DataNode("file", io.BytesIO(BYTES)), "n": (int, 220)}
+
+
+def well_hidden(numbers: list[int]) -> list[Any]:
+    """More than a glance takes in."""
+    return [*range(GLANCE), iter(numbers)]
+
+
+def go_through_last(found: list[Any]) -> int:
+    return consume(found[-1])
+
+
 GO_ONCE: dict[str, dict[str, Any]] = {
     "an iterator": {**CONSUMED, **FILE, "total": (consume, "numbers")},
     "a file in the graph": {**FILE, "total": (go_through, "file", "n")},
@@ -469,6 +494,12 @@ GO_ONCE: dict[str, dict[str, Any]] = {
         **FILE,
         "absolute": (map, abs, "numbers"),
         "total": (consume, "absolute"),
+    },
+    "a well hidden iterator": {
+        **FILE,
+        "numbers": (list, (range, "n")),
+        "hidden": (well_hidden, "numbers"),
+        "total": (go_through_last, "hidden"),
     },
     "iterators in containers": {**FILE, "p": (pairs, "n"), "total": (go_through_pairs, "p")},
 }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
-from wukong_async.executor.memory import GLANCE, Values, goes_once
+from wukong_async.executor.memory import GLANCE, MOST_ORIGINS, Values, goes_once
 
 
 def numbers() -> Iterator[int]:
@@ -45,7 +46,7 @@ class Pair(tuple[Any, ...]):
         (iter([]),),
         {"key": iter([])},
         {iter([])},
-        [("key", [iter([]), 1])],
+        [("key", [1, iter([])])],
         OrderedDict(key=[iter([])]),
         defaultdict(list, key=[iter([])]),
         Hostile(key=iter([])),
@@ -124,6 +125,16 @@ def test_plain_values_have_no_origins(values: Values) -> None:
     assert values.drop([3, 4, 5])[1] == 7
     assert values == {1: [3]}
     assert not values._origins
+
+
+def test_a_chain_of_iterators_does_not_keep_all_that_they_were_made_of() -> None:
+    values = Values()
+    values.add(0, iter([0]), ())
+    for number in range(1, 200):
+        values.add(-number, [number], ())
+        values.add(number, chain(values[number - 1], values[-number]), (number - 1, -number))
+        values.drop((number - 1, -number))
+        assert len(values.lasting(range(-number, 0))) <= MOST_ORIGINS
 
 
 def test_a_generator_has_origins() -> None:

@@ -107,8 +107,8 @@ class Progress:
     ran: int = 0
     tries: Counter[int] = field(default_factory=Counter)
     """How often tasks have failed."""
-    half_done: int = 0
-    """How often modules were met that another thread was importing."""
+    half_done: Counter[int] = field(default_factory=Counter)
+    """How often they have met modules that another thread was importing."""
     failed: Failed | None = None
     """The last try of the task that runs now."""
     began: float = math.inf
@@ -123,13 +123,14 @@ class Progress:
         ran = self.ran  # Once: the thread goes on meanwhile.
         return self.steps[ran].task if ran < len(self.steps) else None
 
-    def judge(self, program: Program, task: int, error: BaseException) -> Failed:
-        """What is made of a try that has failed."""
-        half_done = isinstance(error, HALF_DONE) and "partially initialized" in wire.text_of(error)
-        if half_done and self.half_done < len(IMPORT_PAUSES):
+    def judge(
+        self, program: Program, task: int, error: BaseException, *, half_done: bool
+    ) -> Failed:
+        """What is made of a try that has failed; `half_done`: it met a module in that state."""
+        if half_done and self.half_done[task] < len(IMPORT_PAUSES):
             # Not the task's fault: see `_patiently`.
-            pause = IMPORT_PAUSES[self.half_done]
-            self.half_done += 1
+            pause = IMPORT_PAUSES[self.half_done[task]]
+            self.half_done[task] += 1
             self.failed = Failed(task, error, self.tries[task], again=True, pause=pause)
         else:
             self.tries[task] += 1
@@ -503,9 +504,7 @@ class Incarnation:
             failed = await self._run_limited(steps[0], limits)
         if isinstance(failed, TookTooLong):
             # The thread that was given up goes on with the values as they were.
-            with progress.lock:
-                progress.closed = True
-                self._values = self._values.copy()
+            self._values = self._values.copy()
         self._ran += progress.ran
         if isinstance(failed, Failed):
             await self._fail_for(failed)
@@ -518,30 +517,29 @@ class Incarnation:
         """The time is over before everything has run."""
         task = progress.task
         assert task is not None
-        tried = late is not None or progress.failed is not None
-        spoilt: Sequence[int] = ()
-        if tried:
-            programs = self._cache.programs
-            found = await self._in_worker(
-                partial(
-                    self._values.spoilt,
-                    programs[task].sources,
-                    lambda number: programs[number].sources,
-                    self._engine.is_only_here,
-                )
+        if late is None and progress.failed is None:  # It had not begun.
+            self._engine.ran(progress.ran)
+            return
+        programs = self._cache.programs
+        found = await self._in_worker(
+            partial(
+                self._values.spoilt,
+                programs[task].sources,
+                lambda number: programs[number].sources,
+                self._engine.is_only_here,
             )
-            if found is not None:
-                spoilt, rest = found
-                self._values.update(rest)
-        if self._ran > len(spoilt) or not tried:
-            if self._engine.ran(progress.ran, spoilt):
+        )
+        spoilt, rest = found or ([], {})
+        self._values.update(rest)
+        if self._ran > len(spoilt):
+            if found is not None and self._engine.ran(progress.ran, spoilt):
                 return
-            # Somebody else has read it as well, so it has to be whole again here.
+            # Somebody else has read it as well, or it cannot be made of what is here.
             if await self._renewed(task, threading.Event()):
                 self._engine.ran(progress.ran)
             elif not self._stop.is_set():
                 self._leave("it cannot make again what a task has used up")
-        elif progress.failed is not None:
+        elif progress.failed is not None and progress.failed.tries:
             # The next incarnation would begin with the first try, and not come further.
             await self._fail_for(progress.failed)
         elif late is not None and progress.began < self._ends - self._remaining / 2:
@@ -604,7 +602,7 @@ class Incarnation:
                 return None
             if isinstance(error, TookTooLong) and error.seconds is None:
                 return error
-            failed = progress.judge(program, task, error)
+            failed = progress.judge(program, task, error, half_done=_met_half_done(error))
             if not await self._tried_again(failed):
                 return None if failed.again and self._pause.is_set() else failed
         return None
@@ -624,6 +622,8 @@ class Incarnation:
         finally:
             self._running = None
             if not future.done():
+                with self._progress.lock:
+                    self._progress.closed = True
                 worker.abandon()
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
@@ -710,11 +710,12 @@ def _run_steps(
             return None
         program = programs[task]
         error = _try(task, program, values)
-        if error is not None:
-            return progress.judge(program, task, error)
+        half_done = _met_half_done(error)
         with progress.lock:
-            if progress.closed:
+            if progress.closed:  # And what the task has raised is our interruption.
                 return None
+            if error is not None:
+                return progress.judge(program, task, error, half_done=half_done)
             dropped = values.drop(drops)
             progress.ran += 1
             progress.failed = None
@@ -729,6 +730,11 @@ def _try(task: int, program: Program, values: Values) -> BaseException | None:
     except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
         return error
     return None
+
+
+def _met_half_done(error: BaseException | None) -> bool:
+    """Whether a task has met a module that another thread is importing, as in `_patiently`."""
+    return isinstance(error, HALF_DONE) and "partially initialized" in wire.text_of(error)
 
 
 def _lasting(values: Iterable[tuple[int, Any]]) -> list[int]:

@@ -7,7 +7,7 @@ import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ CONTAINERS: Collection[tuple[type, Callable[[Any], Iterable[Any]]]] = (
 DEPTH = 4
 """How deep to look into containers: a list of pairs of a key and a list of iterators has three."""
 GLANCE = 16
-"""Items of a container that a glance takes in."""
+"""Items at each depth that a glance takes in."""
+MOST_ORIGINS = 16
+"""Values that are kept for the sake of one iterator."""
+GONE = object()
 
 
 def resident_mb() -> int:
@@ -47,7 +50,7 @@ def limit_mb() -> int:
     return int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0"))
 
 
-def goes_once(value: object, most: int | None = None, depth: int = DEPTH) -> bool:
+def goes_once(value: object, most: int | None = None) -> bool:
     """Whether a value is, or holds, something that can be gone through only once, as a file can.
 
     Runs no code of the user's.
@@ -55,32 +58,43 @@ def goes_once(value: object, most: int | None = None, depth: int = DEPTH) -> boo
     Parameters
     ----------
     most
-        How many items of a container to look at, and fewer of those in it; default: all.
-    depth
-        How deep to look into containers.
+        How many items of containers to look at, at each depth; default: all.
     """
     kind = type(value)
     if kind in PLAIN:
         return False
     if issubclass(kind, Iterator):
         return True
-    for builtin, items in CONTAINERS:
-        if depth and issubclass(kind, builtin):
-            some = list(islice(items(value), most))  # At once: other threads may change it.
-            kinds = set(map(type, some)) - PLAIN
-            if any(issubclass(kind, Iterator) for kind in kinds):
-                return True
-            nested = any(issubclass(kind, each) for each, _ in CONTAINERS for kind in kinds)
-            fewer = None if most is None else -(-most // 4)
-            return nested and any(goes_once(item, fewer, depth - 1) for item in some)
+    level: Sequence[object] = (value,)
+    kinds = {kind}
+    for _ in range(DEPTH):
+        opened = {kind: items for kind in kinds if (items := _items_of(kind)) is not None}
+        if not opened:
+            return False
+        inside = (opened[type(each)](each) for each in level if type(each) in opened)
+        level = list(islice(chain.from_iterable(inside), most))
+        kinds = set(map(type, level)) - PLAIN
+        if any(issubclass(kind, Iterator) for kind in kinds):
+            return True
     return False
+
+
+def _items_of(kind: type) -> Callable[[Any], Iterable[Any]] | None:
+    """How to go through a builtin container, whatever its subclass says; None for other types."""
+    for builtin, items in CONTAINERS:
+        if issubclass(kind, builtin):
+            return items
+    return None
 
 
 class Values(dict[int, Any]):
     """Inputs and outputs by number.
 
     What an iterator was made of stays for as long as the iterator, so that another one can be made
-    if the task that goes through it has to be run again.
+    if the task that goes through it has to be run again; unless that is very much, or the iterator
+    is too well hidden to be seen at a glance.
+
+    A worker thread may look things up while the event loop drops what is not read any more.
     """
 
     def __init__(self) -> None:
@@ -102,7 +116,8 @@ class Values(dict[int, Any]):
             for number in sources:
                 origins.update(self._origins.get(number, {}))
                 origins[number] = self[number]
-            self._origins[task] = origins
+            if len(origins) <= MOST_ORIGINS:
+                self._origins[task] = origins
 
     def drop(self, numbers: Sequence[int]) -> list[Any]:
         """Forget these, if they are here. What the caller lets go of: destructors take a while."""
@@ -117,14 +132,15 @@ class Values(dict[int, Any]):
 
     def lasting(self, numbers: Iterable[int]) -> dict[int, Any]:
         """What is here of these, or has been an origin, and cannot be used up."""
-        found: dict[int, Any] = {}
-        for number in numbers:
-            for held in (self, *self._origins.values()):
-                if number in held:
-                    if not goes_once(held[number]):
-                        found[number] = held[number]
-                    break
-        return found
+        values = ((number, self._find(number)) for number in numbers)
+        return {n: value for n, value in values if value is not GONE and not goes_once(value)}
+
+    def _find(self, number: int) -> Any:
+        for held in (self, *self._origins.values()):
+            value = held.get(number, GONE)
+            if value is not GONE:
+                return value
+        return GONE
 
     def spoilt(
         self,
@@ -156,14 +172,14 @@ class Values(dict[int, Any]):
             number = work.pop()
             if number in spoilt or number in rest or not is_only_here(number):
                 continue
-            lasting = self.lasting((number,))
-            if lasting:
-                rest.update(lasting)
-            elif number in self or any(number in held for held in self._origins.values()):
+            value = self._find(number)
+            if value is GONE:
+                return None
+            if goes_once(value):
                 spoilt[number] = None
                 work += sources_of(number)
             else:
-                return None
+                rest[number] = value
         return list(spoilt), rest
 
 
