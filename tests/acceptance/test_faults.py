@@ -109,15 +109,6 @@ async def test_leases_are_renewed_while_something_is_unpickled(cluster: LocalClu
         assert client.history[-1].begins == client.history[-1].invocations
 
 
-async def test_a_time_limit_that_is_too_short() -> None:
-    async with LocalCluster(1, timeout=0.5) as cluster:
-        async with WukongClient(cluster, **QUICK, max_attempts=2) as client:
-            with pytest.raises(ExecutorLost, match="time limit"):
-                await client.compute({"a": (touch_and_wait, os.devnull, "/nowhere")}, "a")
-            assert cluster.stats().timeouts == 2
-            assert await client.compute(delayed(inc)(1)) == 2
-
-
 async def test_a_task_that_takes_too_much_memory() -> None:
     async with LocalCluster(1, memory_size=300) as cluster:
         async with WukongClient(cluster, **QUICK, max_attempts=1) as client:

@@ -87,6 +87,9 @@ async def test_the_gil_held_for_longer_than_the_function_may_take() -> None:
     with LocalCluster(1, timeout=2) as cluster:
         said = await cause(cluster, "hold the GIL", 30, lease=1.2)
         assert said.startswith("The function reached its time limit of 2 s. An executor")
+        assert cluster.stats().timeouts == 2
+        async with WukongClient(cluster) as client:
+            assert await client.compute({"a": (inc, 1)}, "a") == 2
         assert keys_of(cluster) == []
 
 

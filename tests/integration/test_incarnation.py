@@ -7,6 +7,7 @@ import io
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -20,12 +21,12 @@ from tests.acceptance.functions import touch_and_wait
 from tests.integration.jobs import new_job
 from wukong_async import engine as engine_module
 from wukong_async import wire
-from wukong_async.blocks import PlanFacts, Unreadable
+from wukong_async.blocks import PlanFacts, Program, Unreadable
 from wukong_async.config import Settings
-from wukong_async.engine import Publish
+from wukong_async.engine import Publish, State
 from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
-from wukong_async.executor.memory import GLANCE, PlanCache
+from wukong_async.executor.memory import GLANCE, PlanCache, Values
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation
 from wukong_async.last_words import LastWords
@@ -531,6 +532,71 @@ async def test_what_goes_once_is_handed_over_whole(job: Job, kind: str) -> None:
     assert job.invoked == ["0"], "it was handed over"
     assert await second.run() is Status.OK
     assert await result(job) == TOTAL[kind]
+
+
+class Hoard:
+    """Something large."""
+
+
+hoards: list[weakref.ref[Hoard]] = []
+
+
+def hoard() -> int:
+    """How much of the tries that have failed is still there."""
+    large = Hoard()
+    hoards.append(weakref.ref(large))
+    if len(hoards) < 3:
+        try:
+            raise OSError
+        except OSError as error:
+            raise ValueError(large.__doc__) from error
+    return sum(each() is not None for each in hoards[:-1])
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}])
+async def test_what_a_try_has_held_is_free_for_the_next(job: Job, limits: dict[str, Any]) -> None:
+    hoards.clear()
+    await job.create({"x": (hoard,)}, "x", retries=2, **limits)
+    assert await job.incarnation().run() is Status.OK
+    assert await result(job) == 0
+
+
+async def test_who_cannot_get_ready_to_invoke_hands_over_all_the_same(job: Job) -> None:
+    consumed.set()
+    await job.create(GO_ONCE["an iterator"], "total")
+    incarnation, never = job.incarnation(remaining=0.8), asyncio.Event()
+
+    async def invoke(invocations: Sequence[Invocation]) -> None:
+        if not invocations:
+            await never.wait()
+        await job.invoke(invocations)
+
+    incarnation._invoke = invoke
+    assert await incarnation.run() is Status.OK
+    assert job.invoked == ["0"]
+
+
+@pytest.mark.parametrize(("remaking", "state"), [(0, State.BEGIN), (1, State.EXIT)])
+async def test_who_makes_again_what_is_lost_until_the_time_is_over_leaves(
+    job: Job, remaking: int, state: State
+) -> None:
+    """Nothing could be handed over before that is through."""
+    incarnation = job.incarnation(remaining=0.1)
+    incarnation._ran, incarnation._remaking = 1, remaking
+    await incarnation._hand_over()
+    assert incarnation._engine.state is state
+
+
+def test_a_failed_try_whose_attributes_cannot_be_read() -> None:
+    class Closed(Exception):
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    def fails(_: object) -> None:
+        raise Closed
+
+    program = Program(fails, (), (), None)
+    assert type(incarnation_module._try(1, program, Values())) is Closed
 
 
 def load(count: int) -> list[int]:

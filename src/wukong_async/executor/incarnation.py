@@ -17,10 +17,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from traceback import FrameSummary
+from traceback import FrameSummary, clear_frames
 from typing import Any, Literal, TypeVar
 
 import dask._task_spec
@@ -92,11 +93,15 @@ class Failed:
 class TookTooLong(Exception):
     """What a try of a task ends with when its time is over."""
 
-    def __init__(self, seconds: float | None, stack: Sequence[FrameSummary]) -> None:
+    def __init__(
+        self, seconds: float | None, stack: Sequence[FrameSummary], *, begun: bool = True
+    ) -> None:
         super().__init__(seconds, stack)
         self.seconds = seconds
         """Its limit; None if it is the executor whose time is over."""
         self.stack = stack
+        self.begun = begun
+        """Not if its thread was busy with something else all the time."""
 
 
 @dataclass(slots=True)
@@ -187,6 +192,7 @@ class Incarnation:
         self._seen: tuple[int | None, float] = (None, time.monotonic())
         self._ran = 0
         self._in_run = False
+        self._remaking = 0
         self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -216,7 +222,8 @@ class Incarnation:
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
             self._tasks.clear()
-            self._values = Values()
+            self._values.clear()
+            self._progress = Progress(())
             self._payloads.clear()
         return reason
 
@@ -293,7 +300,8 @@ class Incarnation:
             self._fail(failure.versions_differ(difference))
             return
         self._facts = PlanFacts.unpack(begun.facts)
-        for duty in (self._renew(min(begun.lease / 3, TICK)), self._hand_over()):
+        duties = (self._renew(min(begun.lease / 3, TICK)), self._get_ready(), self._hand_over())
+        for duty in duties:
             self._tasks.add(group.create_task(duty))
 
     async def _renew(self, pause: float) -> None:
@@ -314,11 +322,14 @@ class Incarnation:
         running_for = now - self._seen[1]
         return LastWords(task, running_for, resident_mb(), limit_mb(), self._ends - now).pack()
 
+    async def _get_ready(self) -> None:
+        """To invoke somebody, well before it is time to."""
+        await asyncio.sleep(self._ends - self._remaining / 2 - time.monotonic())
+        await self._invoke([])
+
     async def _hand_over(self) -> None:
         """Before the function's time is over: leave the rest to another incarnation."""
         margin = min(HAND_OVER_MOST, HAND_OVER_SHARE * self._remaining)
-        await asyncio.sleep(self._ends - self._remaining / 2 - time.monotonic())
-        await self._invoke([])
         await asyncio.sleep(self._ends - margin - time.monotonic())
         if not (self._ran or self._progress.ran or self._in_run):
             self._leave(STARVED)  # It has only read: the next one would not come further.
@@ -327,10 +338,12 @@ class Incarnation:
         self._engine.hand_over()
         self._wake.set()
         await asyncio.sleep(margin / 2)
-        if self._running is not None:
+        if self._remaking and not self._stop.is_set():
+            self._leave("it still makes again what is lost, or what a task has used up")
+        elif self._running is not None:
             self._running.cancel()
         elif self._in_run and not self._stop.is_set():
-            self._leave("it still makes again what a task has used up")
+            self._leave("it still reads again what a task has used up")
 
     def _leave(self, why: str) -> None:
         """End as if crashed, so that it counts as an attempt."""
@@ -457,7 +470,9 @@ class Incarnation:
             # In the order of their numbers, inputs come first.
             progress.steps, progress.ran = [Step(task, ()) for task in sorted(recipes)], 0
             run = partial(_run_steps, progress, self._cache, values, self._stop, pause)
+            self._remaking += 1
             failed = await self._in_worker(run)
+            self._remaking -= 1
             if failed is None:
                 return {task: (0, values[task]) for task in lost if task in values}
             if not failed.again:
@@ -517,7 +532,7 @@ class Incarnation:
         """The time is over before everything has run."""
         task = progress.task
         assert task is not None
-        if late is None and progress.failed is None:  # It had not begun.
+        if (late is None or not late.begun) and progress.failed is None:
             self._engine.ran(progress.ran)
             return
         programs = self._cache.programs
@@ -618,7 +633,8 @@ class Incarnation:
             if self._running.done() and not self._running.cancelled():
                 return future.result()
             own = not self._running.cancelled()
-            return TookTooLong(seconds if own else None, worker.stack())
+            begun = not future.cancelled()
+            return TookTooLong(seconds if own else None, worker.stack(), begun=begun)
         finally:
             self._running = None
             if not future.done():
@@ -728,8 +744,25 @@ def _try(task: int, program: Program, values: Values) -> BaseException | None:
     try:
         values.add(task, program.run(values), program.sources)
     except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+        with suppress(Exception):  # Attributes of exceptions may be the user's.
+            _let_go(error)
         return error
     return None
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the calls of a failed try hold: the next one needs the room."""
+    work: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while work:
+        each = work.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        clear_frames(each.__traceback__)
+        work += (each.__cause__, each.__context__)
+        if isinstance(each, BaseExceptionGroup):
+            work += each.exceptions
 
 
 def _met_half_done(error: BaseException | None) -> bool:

@@ -7,7 +7,7 @@ import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ GLANCE = 16
 """Items at each depth that a glance takes in."""
 MOST_ORIGINS = 16
 """Values that are kept for the sake of one iterator."""
-GONE = object()
 
 
 def resident_mb() -> int:
@@ -66,16 +65,22 @@ def goes_once(value: object, most: int | None = None) -> bool:
     if issubclass(kind, Iterator):
         return True
     level: Sequence[object] = (value,)
-    kinds = {kind}
     for _ in range(DEPTH):
-        opened = {kind: items for kind in kinds if (items := _items_of(kind)) is not None}
-        if not opened:
-            return False
-        inside = (opened[type(each)](each) for each in level if type(each) in opened)
-        level = list(islice(chain.from_iterable(inside), most))
-        kinds = set(map(type, level)) - PLAIN
-        if any(issubclass(kind, Iterator) for kind in kinds):
-            return True
+        inside: list[object] = []
+        room = most
+        for each in level:
+            items = _items_of(type(each))
+            if items is None:
+                continue
+            some = list(islice(items(each), room))  # At once: other threads may change it.
+            kinds = set(map(type, some)) - PLAIN
+            if any(issubclass(kind, Iterator) for kind in kinds):
+                return True
+            if any(map(_items_of, kinds)):
+                inside += [item for item in some if type(item) in kinds]
+            if room is not None:
+                room -= len(some)
+        level = inside
     return False
 
 
@@ -130,17 +135,23 @@ class Values(dict[int, Any]):
         """Those inputs that a task may have used up."""
         return [number for number in sources if goes_once(self[number])]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._origins.clear()
+
     def lasting(self, numbers: Iterable[int]) -> dict[int, Any]:
         """What is here of these, or has been an origin, and cannot be used up."""
-        values = ((number, self._find(number)) for number in numbers)
-        return {n: value for n, value in values if value is not GONE and not goes_once(value)}
+        held = self._held()
+        return {n: held[n] for n in numbers if n in held and not goes_once(held[n])}
 
-    def _find(self, number: int) -> Any:
-        for held in (self, *self._origins.values()):
-            value = held.get(number, GONE)
-            if value is not GONE:
-                return value
-        return GONE
+    def _held(self) -> dict[int, Any]:
+        """All that is here, origins too."""
+        held: dict[int, Any] = {}
+        for origins in list(self._origins.values()):
+            held.update(origins)
+        held.update(self)
+        return held
 
     def spoilt(
         self,
@@ -168,18 +179,18 @@ class Values(dict[int, Any]):
         spoilt: dict[int, None] = {}
         work = list(sources)
         rest: dict[int, Any] = {}
+        held = self._held()
         while work:
             number = work.pop()
             if number in spoilt or number in rest or not is_only_here(number):
                 continue
-            value = self._find(number)
-            if value is GONE:
+            if number not in held:
                 return None
-            if goes_once(value):
+            if goes_once(held[number]):
                 spoilt[number] = None
                 work += sources_of(number)
             else:
-                rest[number] = value
+                rest[number] = held[number]
         return list(spoilt), rest
 
 

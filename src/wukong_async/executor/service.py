@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from typing import Protocol
 
+from wukong_async import wire
 from wukong_async.config import Settings
 from wukong_async.errors import StoreError, WukongError
 from wukong_async.executor.incarnation import Incarnation
@@ -110,8 +112,8 @@ class Service:
                     )
                     self._invoker = await Invoker(settings).__aenter__()
             await self._invoker.invoke_all([i.to_json() for i in invocations])
-        except WukongError as error:
-            log.warning("%d events were not sent: %s", len(invocations), error)
+        except Exception as error:  # Whatever an import may raise: the work goes on.
+            log.warning("%d events were not sent: %s", len(invocations), wire.text_of(error))
 
     async def _answer_ping(self) -> dict[str, str]:
         """What is wrong here, if anything."""
@@ -127,6 +129,7 @@ class Service:
         # for endlessly: what hangs must not hold up every other job in this sandbox.
         if not await self._reader.settle(LONGEST_IMPORT):
             self._reader.abandon(interrupt=False)
+            gc.enable()  # It may hang while the collector is paused.
         if self._cache.job_id != invocation.job_id:
             self._cache = PlanCache(invocation.job_id)
         incarnation = Incarnation(
