@@ -7,6 +7,9 @@ starts, where Lambda gives a whole vCPU and bills no duration of ours.
 from __future__ import annotations
 
 import gc
+import os
+import sys
+import traceback
 from typing import Any
 
 from wukong_async.config import Settings
@@ -19,4 +22,12 @@ gc.freeze()
 
 def handler(event: Any, context: Any) -> dict[str, str]:
     """Run one executor to its end."""
-    return _service.handle(event, context)
+    try:
+        return _service.handle(event, context)
+    except Exception:
+        raise
+    except BaseException:  # A task has interrupted this thread.
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # Python would wait for the thread that tasks run in, perhaps for ever.

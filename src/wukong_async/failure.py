@@ -22,6 +22,7 @@ this page and store/lua must agree:
 from __future__ import annotations
 
 import concurrent.futures
+import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import dropwhile
@@ -85,6 +86,7 @@ def task_timed_out(
     stack: Sequence[traceback.FrameSummary],
     *,
     tries: int = 1,
+    along: Sequence[int] = (),
     hidden: Callable[[str], bool],
     request_id: str,
     executor: str,
@@ -95,13 +97,16 @@ def task_timed_out(
     ----------
     tries
         0 if `seconds` are all that the function may take.
+    along
+        Tasks that had to run in the same time: what they made can be gone through only once.
     stack
         The calls that it was in, the innermost last, below those of its thread and ours.
     """
     ours = dropwhile(lambda call: not hidden(call.filename), stack)
     calls = dropwhile(lambda call: hidden(call.filename), ours)
     story = "".join(["Interrupted here (most recent call last):\n", *traceback.format_list(calls)])
-    return wire.pack(["timeout", task, tries, seconds, _text(story), request_id, executor])
+    told = (_text(story), request_id, executor)
+    return wire.pack(["timeout", task, tries, seconds, list(along), *told])
 
 
 def unreadable(
@@ -193,9 +198,10 @@ def rebuild(
     match wire.unpack(blob):
         case [b"task", int(task), int(tries), pickled, *told]:
             return _task_error(name_of(task), tries, pickled, _Told(*map(_decoded, told)))
-        case [b"timeout", int(task), int(tries), float(seconds), *told]:
+        case [b"timeout", int(task), int(tries), float(seconds), along, *told]:
             where = _Told("", "", *map(_decoded, told))
-            return _timeout_error(name_of(task), tries, seconds, where)
+            names = _names(along, name_of)
+            return _timeout_error(name_of(task), tries, seconds, names, where)
         case [b"unreadable", what, int(number), *told]:
             return _unreadable_error(what, number, name_of(number), _Told(*map(_decoded, told)))
         case [b"input", []]:
@@ -280,12 +286,18 @@ def _task_error(key: str, tries: int, pickled: bytes, told: _Told) -> Exception:
     return _noted(error, told.trace, where)
 
 
-def _timeout_error(key: str, tries: int, seconds: float, told: _Told) -> Exception:
+def _timeout_error(key: str, tries: int, seconds: float, along: str, told: _Told) -> Exception:
     if tries:
         text = (
             f"took longer than its timeout of {seconds:g} s{_after(tries)}. Give it more with"
             " dask.annotate(timeout=…) where it is made, or with timeout=… in the call that"
             " computes it."
+        )
+    elif along:
+        text = (
+            f"and {along}, which made what it goes through, did not end within the {seconds:.0f} s"
+            " that the function may take. An iterator cannot be handed over half used: return lists"
+            " instead, or give the function a longer timeout."
         )
     else:
         text = (
@@ -310,8 +322,11 @@ def _unreadable_error(what: bytes, number: int, key: str, told: _Told) -> Except
 
 def _noted(error: Exception, trace: str, note: str) -> Exception:
     # Around the class's own __setattr__: a frozen dataclass forbids it.
-    object.__setattr__(error, "__cause__", RemoteTraceback(trace))
-    object.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), note])
+    # And around its attributes, which may raise.
+    vars(BaseException)["__cause__"].__set__(error, RemoteTraceback(trace))
+    attributes = object.__getattribute__(error, "__dict__")
+    notes = attributes.get("__notes__")
+    attributes["__notes__"] = [*(notes if isinstance(notes, list) else ()), note]
     return error
 
 
@@ -327,8 +342,9 @@ def _told(error: BaseException, hidden: Callable[[str], bool]) -> tuple[bytes, b
 
 def _pickled(error: BaseException) -> bytes:
     """The exception, if it survives the journey."""
-    # Many with an `__init__` of their own do not by themselves, but do without calling it.
-    for candidate in (error, _Uninitialised(error)):
+    # Its own way first: where tblib is installed, others would be taken. Many with an `__init__` of
+    # their own do not by themselves, but do without calling it.
+    for candidate in (_Itself(error), error, _Uninitialised(error)):
         try:
             segments = wire.dumps(candidate)
             if wire.size(segments) > MOST_PICKLE:
@@ -342,6 +358,16 @@ def _pickled(error: BaseException) -> bytes:
         except BaseException:  # noqa: S112 - there is nothing to say but that it did not work
             continue
     return b""
+
+
+class _Itself:
+    """Pickles as an exception does of itself, whatever is registered for its class."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return self._error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 
 class _Uninitialised:

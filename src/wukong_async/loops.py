@@ -65,6 +65,10 @@ def run_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
     """
     future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
+        # Not by `result` alone: in Python 3.11 it takes an exception that is false for none.
+        error = future.exception()
+        if error is not None:
+            raise error
         return future.result()
     except (KeyboardInterrupt, SystemExit):
         future.cancel()

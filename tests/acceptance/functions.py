@@ -69,6 +69,9 @@ def deadly(_: int, way: str, argument: int) -> None:
     match way:
         case "signal":
             os.kill(os.getpid(), argument)
+        case "signal and wait":
+            os.kill(os.getpid(), argument)
+            time.sleep(60)
         case "hold the GIL":
             ctypes.PyDLL(None).sleep(argument)
         case "allocate":

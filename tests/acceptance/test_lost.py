@@ -54,6 +54,13 @@ async def test_killed_by_itself(small: LocalCluster) -> None:
     assert "\n    about to signal\n" in said
 
 
+async def test_an_interrupt(small: LocalCluster) -> None:
+    """It reaches the thread that waits for the task: the process has to end without it."""
+    said = await cause(small, "signal and wait", signal.SIGINT)
+    assert said.startswith("Its process ended with exit status 1. The task or")
+    assert "KeyboardInterrupt" in said
+
+
 async def test_a_segmentation_fault(small: LocalCluster) -> None:
     said = await cause(small, "signal", signal.SIGSEGV)
     assert said.startswith("Its process crashed: segmentation fault. Most likely native code")

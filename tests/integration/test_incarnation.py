@@ -651,7 +651,8 @@ async def test_a_task_and_its_iterator_that_need_all_of_the_time_are_too_long(jo
     await job.create({"i": (iter, list(range(220))), "total": (consume, "i")}, "total")
     assert await job.incarnation(remaining=0.6).run() is Status.STOP
     outcome = await job.store.outcome()
-    assert wire.unpack(outcome.error)[0] == b"timeout"
+    kind, task, _, _, along, *_ = wire.unpack(outcome.error)
+    assert (kind, task, along) == (b"timeout", 1, [0])
 
 
 def chained(numbers: Iterator[int]) -> Iterator[int]:

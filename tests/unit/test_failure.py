@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copyreg
 import dataclasses
 import threading
 import traceback
@@ -116,6 +117,45 @@ def test_an_exception_that_only_its_own_process_can_load_is_told_as_text() -> No
         pass
 
     assert isinstance(travel(Local(threading.Lock())), TaskError)
+
+
+class Catching(Exception):
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class Unnoted(Exception):
+    __notes__ = None  # type: ignore[assignment]
+
+
+class Noted(Exception):
+    @property
+    def __notes__(self) -> Any:  # type: ignore[override]
+        raise ZeroDivisionError
+
+
+class Caused(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize("kind", [Catching, Unnoted, Noted, Caused])
+def test_an_exception_with_attributes_of_its_own(kind: type[Exception]) -> None:
+    copy = travel(kind("my text"))
+    assert type(copy) is kind
+    assert str(copy) == "my text"
+
+
+def test_what_is_registered_for_a_class_does_not_spoil_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tblib, which dask.multiprocessing installs, does with what is kept in C."""
+    for kind in (UnicodeDecodeError, SyntaxError):
+        monkeypatch.setitem(copyreg.dispatch_table, kind, lambda e: (type(e).__new__, (type(e),)))
+    error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    copy = travel(error)
+    assert type(copy) is UnicodeDecodeError
+    assert str(copy) == str(error)
+    assert type(travel(SyntaxError("no", ("file", 1, 2, "text", 1, 3)))) is SyntaxError
 
 
 class Hostile(Exception):
@@ -241,6 +281,28 @@ def test_how_often_a_task_was_tried_is_said() -> None:
     )
     (note,) = failure.rebuild(blob, name_of).__notes__
     assert note == ("wukong: task ('x', 1) failed in executor 0, request r, in the last of 3 tries")
+
+
+@pytest.mark.parametrize(
+    ("along", "said"),
+    [
+        ([], "did not end within the 5 s that the function may take. Cut it into smaller tasks,"),
+        (
+            [0, 2],
+            (
+                "and 'a', 'c', which made what it goes through, did not end within the 5 s that"
+                " the function may take. An iterator cannot be handed over half used: return lists"
+                " instead,"
+            ),
+        ),
+    ],
+)
+def test_a_timeout_names_all_that_had_to_run_in_that_time(along: list[int], said: str) -> None:
+    where: dict[str, Any] = {"hidden": lambda _: False, "request_id": "r", "executor": "0"}
+    blob = failure.task_timed_out(1, 5.0, [], tries=0, along=along, **where)
+    assert str(failure.rebuild(blob, name_of)) == (
+        f"Task ('x', 1) {said} or give the function a longer timeout."
+    )
 
 
 @pytest.mark.parametrize(("tries", "said"), [(1, ""), (2, ", in the last of 2 tries")])

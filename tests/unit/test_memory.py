@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NoReturn
@@ -49,6 +49,7 @@ class Pair(tuple[Any, ...]):
         [("key", [1, iter([])])],
         OrderedDict(key=[iter([])]),
         defaultdict(list, key=[iter([])]),
+        deque([iter([])]),
         Hostile(key=iter([])),
         Pair((iter([]),)),
     ],
@@ -70,6 +71,14 @@ def test_a_list_in_itself_is_gone_through_once() -> None:
     endless: list[Any] = [1]
     endless.append(endless)
     assert not goes_once(endless)
+
+
+def test_what_is_hidden_deep() -> None:
+    value: Any = iter([])
+    for _ in range(2000):
+        value = [value]
+    assert goes_once(value)
+    assert not goes_once(value, GLANCE)
 
 
 def test_a_glance_is_short() -> None:

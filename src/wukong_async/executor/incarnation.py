@@ -94,7 +94,12 @@ class TookTooLong(Exception):
     """What a try of a task ends with when its time is over."""
 
     def __init__(
-        self, seconds: float | None, stack: Sequence[FrameSummary], *, begun: bool = True
+        self,
+        seconds: float | None,
+        stack: Sequence[FrameSummary],
+        *,
+        begun: bool = True,
+        along: Sequence[int] = (),
     ) -> None:
         super().__init__(seconds, stack)
         self.seconds = seconds
@@ -102,6 +107,8 @@ class TookTooLong(Exception):
         self.stack = stack
         self.begun = begun
         """Not if its thread was busy with something else all the time."""
+        self.along = along
+        """Tasks that had to run in the same time."""
 
 
 @dataclass(slots=True)
@@ -494,9 +501,8 @@ class Incarnation:
         task, error = failed.task, failed.error
         told_by = {"tries": failed.tries, **self._told_by()}
         if isinstance(error, TookTooLong):
-            return failure.task_timed_out(
-                task, error.seconds or self._remaining, error.stack, **told_by
-            )
+            seconds = error.seconds or self._remaining
+            return failure.task_timed_out(task, seconds, error.stack, along=error.along, **told_by)
         return failure.task_failed(task, error, **told_by)
 
     def _told_by(self) -> dict[str, Any]:
@@ -559,7 +565,7 @@ class Incarnation:
             await self._fail_for(progress.failed)
         elif late is not None and progress.began < self._ends - self._remaining / 2:
             # It had all of the function's time, or most of it.
-            error = TookTooLong(self._remaining, late.stack)
+            error = TookTooLong(self._remaining, late.stack, along=spoilt)
             await self._fail_for(Failed(task, error, tries=0))
         else:
             self._leave(STARVED)

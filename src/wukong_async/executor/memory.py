@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,12 +24,13 @@ CONTAINERS: Collection[tuple[type, Callable[[Any], Iterable[Any]]]] = (
     (dict, dict.values),
     (set, set.__iter__),
     (frozenset, frozenset.__iter__),
+    (deque, deque.__iter__),
 )
-"""Builtin containers, and how to go through them whatever their subclasses say."""
-DEPTH = 4
-"""How deep to look into containers: a list of pairs of a key and a list of iterators has three."""
+"""Python's containers, and how to go through them whatever their subclasses say."""
 GLANCE = 16
 """Items at each depth that a glance takes in."""
+GLANCE_DEPTH = 4
+"""A list of pairs of a key and a list of iterators has three."""
 MOST_ORIGINS = 16
 """Values that are kept for the sake of one iterator."""
 
@@ -57,7 +58,7 @@ def goes_once(value: object, most: int | None = None) -> bool:
     Parameters
     ----------
     most
-        How many items of containers to look at, at each depth; default: all.
+        How many items of containers to look at, at each of some depths; default: all.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -65,13 +66,16 @@ def goes_once(value: object, most: int | None = None) -> bool:
     if issubclass(kind, Iterator):
         return True
     level: Sequence[object] = (value,)
-    for _ in range(DEPTH):
+    seen: set[int] = set()  # One may hold itself.
+    depth = 0
+    while level and (most is None or depth < GLANCE_DEPTH):
         inside: list[object] = []
         room = most
         for each in level:
             items = _items_of(type(each))
-            if items is None:
+            if items is None or id(each) in seen:
                 continue
+            seen.add(id(each))
             some = list(islice(items(each), room))  # At once: other threads may change it.
             kinds = set(map(type, some)) - PLAIN
             if any(issubclass(kind, Iterator) for kind in kinds):
@@ -81,6 +85,7 @@ def goes_once(value: object, most: int | None = None) -> bool:
             if room is not None:
                 room -= len(some)
         level = inside
+        depth += 1
     return False
 
 
