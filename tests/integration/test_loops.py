@@ -21,6 +21,25 @@ def test_a_loop_in_a_thread() -> None:
     thread.stop()
 
 
+class Errors(Exception):
+    """As lists of errors are that are empty."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def test_an_exception_that_is_false_is_raised() -> None:
+    async def fail() -> None:
+        raise Errors
+
+    thread = LoopThread("wukong-test")
+    try:
+        with pytest.raises(Errors):
+            thread.run(fail())
+    finally:
+        thread.stop()
+
+
 def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = LoopThread("wukong-test")
     cleaned_up = threading.Event()
@@ -39,10 +58,10 @@ def test_an_interrupt_waits_for_the_clean_up(monkeypatch: pytest.MonkeyPatch) ->
         if not interrupted:
             interrupted.append(future)
 
-            def result() -> None:
+            def waited_for() -> None:
                 raise KeyboardInterrupt
 
-            future.result = result  # type: ignore[assignment]
+            future.exception = waited_for  # type: ignore[assignment]
         return future
 
     monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupt)
