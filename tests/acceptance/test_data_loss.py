@@ -18,7 +18,8 @@ from tests.conftest import eventually, keys_of
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
 from wukong_async.errors import StoreLost
-from wukong_async.store import Connections
+from wukong_async.protocol import JobState, Outcome
+from wukong_async.store import Connections, JobStore
 
 pytestmark = pytest.mark.loses_data
 
@@ -49,6 +50,26 @@ async def computing(client: WukongClient, tmp_path: Path) -> asyncio.Task[Any]:
 
 def server_of(cluster: LocalCluster) -> redis.Redis:
     return redis.Redis.from_url(cluster.settings["redis_endpoints"][0])
+
+
+async def test_results_that_are_lost_before_they_are_collected(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = JobStore.outcome
+    lost: list[str] = []
+
+    async def loses(self: JobStore) -> Outcome:
+        state, *_ = await self.count()
+        if state is JobState.DONE and not lost:
+            lost.append(self.job_id)
+            await self._connections.command(0, "DEL", self._key("res"))
+        return await outcome(self)
+
+    monkeypatch.setattr(JobStore, "outcome", loses)
+    async with WukongClient(cluster, **QUICK) as client:
+        assert await client.compute({"x": (add, 1, 2)}, "x") == 3
+    assert lost, "and it was run once more"
+    assert keys_of(cluster) == []
 
 
 @pytest.mark.parametrize(

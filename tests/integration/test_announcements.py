@@ -37,3 +37,25 @@ async def test_whoever_is_told_to_end_while_subscribing_ends(connections: Connec
         entering.cancel()
         done, _ = await asyncio.wait([entering], timeout=20)
         assert done, f"it goes on, told to end after {turns} turns of the loop"
+
+
+async def test_a_server_that_refuses_does_not_disturb_the_others(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Connections([*connections.endpoints, *connections.endpoints], timeout=20) as two:
+        listen_to = Announcements._listen_to
+        opened = [0, 0]
+        often = asyncio.Event()
+
+        async def refused(self: Announcements, shard: int) -> None:
+            opened[shard] += 1
+            if opened[1] > 8:
+                often.set()
+            if shard == 1 and self._ready.is_set():
+                raise ConnectionError
+            await asyncio.wait_for(listen_to(self, shard), 0.01 if shard else None)
+
+        monkeypatch.setattr(Announcements, "_listen_to", refused)
+        async with asyncio.timeout(60), Announcements(two):
+            await often.wait()
+            assert opened[0] == 1

@@ -155,20 +155,24 @@ async def test_large_values_travel_in_parts_and_batches(
     await store.finish()
 
 
-async def test_a_full_store_says_so_and_can_still_be_cleaned_up() -> None:
+@pytest.mark.parametrize("by", ["its client", "an executor"])
+async def test_a_job_can_be_ended_and_cleaned_up_in_a_full_store(by: str) -> None:
     async with another_valkey() as server, Connections([server.url], 0.3) as connections:
         await connections.check()
         store = JobStore(connections, "j")
         await store.open(600)
         await store.put([("o0.0", [bytes(5_000_000)])], 600)
         await store.create(tiny_job())
-        await connections.command(0, "CONFIG", "SET", "maxmemory", "3mb")
+        begun = await store.begin("0", "n")
+        await connections.command(0, "CONFIG", "SET", "maxmemory", "1mb")
         with pytest.raises(StoreFull, match=r"has been full for 0\.\d s .*Raise its maxmemory"):
             await store.put([("o1.0", [b"x"])], 600)
-        with pytest.raises(StoreFull):
-            await store.cancel(JobState.FAILED, b"")
-        await store.release()
-        await store.cancel(JobState.FAILED, b"")
+        if by == "its client":
+            await store.cancel(JobState.FAILED, b"why")
+        else:
+            body = commit_body(Commit(failed=True), {}, b"why", begun.told)
+            assert (await store.commit("0", 1, "n", 1, body)).status is Status.STOP
+        assert (await store.outcome()).state is JobState.FAILED
         assert await store.finish()
         assert await connections.command(0, "DBSIZE") == 0
 

@@ -366,15 +366,6 @@ async def test_finish_waits_for_the_end(job: Job) -> None:
     assert await job.store.put([("o1.0", FRAME)], 600) is Status.OK
 
 
-async def test_a_running_job_is_released_to_make_room(job: Job, connections: Connections) -> None:
-    await job.create()
-    await job.store.put([("o0.0", FRAME)], 600)
-    await job.store.release()
-    assert await job.state() is JobState.RUNNING
-    assert await job.store.get(["o0.0"], [100]) == [None]
-    assert await job.store.put([("o1.0", FRAME)], 600) is Status.CLOSED
-
-
 async def test_everything_expires(job: Job, connections: Connections) -> None:
     await job.create()
     await job.store.begin("0", "n")

@@ -463,7 +463,7 @@ class ModelStore:
 
     def close(self, why: str) -> bool:
         """First part of an end: the server that has the metadata."""
-        if self._runs and why != "release":
+        if self._runs:
             return False
         if self.job is not None and why == "finish":
             self.job.manifest = None

@@ -259,10 +259,6 @@ class SimulatedStore(JobStore):
             return True
         return await self._ask("is_open", lambda: self._model.is_open)
 
-    async def release(self) -> None:
-        for shard in range(len(self._connections)):
-            await self._close(shard, "release")
-
     async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
         if not names:
             return []

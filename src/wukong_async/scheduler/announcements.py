@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from wukong_async.config import redact
 from wukong_async.errors import StoreUnreachable
-from wukong_async.loops import plain, times_cancelled
+from wukong_async.loops import times_cancelled
 from wukong_async.store import Connections
 from wukong_async.store.connections import FIRST_PAUSE, LONGEST_PAUSE
 
@@ -35,7 +35,7 @@ class Announcements:
         self._waiting: dict[str, list[asyncio.Event]] = {}
         self._unheard = set(range(len(connections)))
         self._ready = asyncio.Event()
-        self._pause = FIRST_PAUSE
+        self._pauses = [FIRST_PAUSE] * len(connections)
         self._error: BaseException | None = None
         """Why it has last lost a connection."""
         self._listener: asyncio.Task[None] | None = None
@@ -69,7 +69,7 @@ class Announcements:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._listener is not None
-        # A TaskGroup one of whose tasks fails at this moment forgets that it was cancelled.
+        # A connection that breaks at this moment would make it forget that it was cancelled.
         self._closing = True
         self._listener.cancel()
         await asyncio.wait([self._listener])
@@ -87,17 +87,21 @@ class Announcements:
                 del self._waiting[job_id]
 
     async def _listen(self) -> None:
+        # A job's announcements come from its metadata shard, so each shard is listened to.
+        async with asyncio.TaskGroup() as group:
+            for shard in range(len(self._connections)):
+                group.create_task(self._keep_listening(shard))
+
+    async def _keep_listening(self, shard: int) -> None:
         while not self._closing:
-            # A job's announcements come from its metadata shard, so each shard is listened to.
             try:
-                async with asyncio.TaskGroup() as group:
-                    for shard in range(len(self._connections)):
-                        group.create_task(self._listen_to(shard))
-            except* (RedisError, OSError) as many:
-                self._error = plain(many)
-                log.debug("announcements interrupted: %s", self._error)
-            await asyncio.sleep(random.uniform(0, self._pause))
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                await self._listen_to(shard)
+            except (RedisError, OSError) as error:
+                self._error = error
+                log.debug("announcements interrupted: %s", error)
+            pause = self._pauses[shard]
+            self._pauses[shard] = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(random.uniform(0, pause))
 
     async def _listen_to(self, shard: int) -> None:
         async with self._connections.client(shard).pubsub() as subscription:
@@ -111,7 +115,7 @@ class Announcements:
                     self._wake(message["data"].decode())
 
     def _subscribed(self, shard: int) -> None:
-        self._pause = FIRST_PAUSE
+        self._pauses[shard] = FIRST_PAUSE
         self._unheard.discard(shard)
         if not self._unheard:
             self._ready.set()

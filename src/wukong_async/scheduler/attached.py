@@ -134,7 +134,8 @@ class AttachedJob:
                 )
             keys, results, constants = manifest
             values = await collect(
-                self._store, outcome, lambda n: f"number {n}", self._shared.in_thread
+                *(self._store, outcome, results.values()),
+                *(lambda n: f"number {n}", self._shared.in_thread),
             )
         except StoreLost:
             if await self._store.notes("manifest") == [None]:

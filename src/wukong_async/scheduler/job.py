@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from wukong_async import failure
 from wukong_async import graph as graphs
 from wukong_async.config import Settings
-from wukong_async.errors import StoreError, StoreFull, StoreLost, StoreUnreachable
+from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
 from wukong_async.invocation import versions
 from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Status
@@ -128,7 +128,10 @@ class Job:
                 if outcome.state is None:
                     raise StoreLost(f"The store has lost job {self.job_id} while it ran.")
                 async with watcher.keeping(pause):
-                    values = await collect(self._store, outcome, upload.name, self._in_thread)
+                    wanted = upload.results.values()
+                    values = await collect(
+                        self._store, outcome, wanted, upload.name, self._in_thread
+                    )
                 return values, outcome
 
     @contextlib.asynccontextmanager
@@ -151,15 +154,14 @@ class Job:
                 async with asyncio.timeout(LAST_WORD):
                     await self._store.cancel(state, reason)
                 return
-            if isinstance(error, StoreFull):
-                await self._store.release()
             # A `create` on its way may arrive after the first time; after the second, it cannot.
             for _ in range(2):
                 await self._store.cancel(state, reason)
                 if await self._forget():
                     return
         except (StoreError, TimeoutError) as broken:
-            log.warning("job %s could not be cancelled: %s", self.job_id, broken)
+            why = str(broken) or "its server does not answer"
+            log.warning("job %s could not be cancelled: %s", self.job_id, why)
 
     async def _forget(self) -> bool:
         """Whether there is nothing more to be done: the job does not run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from wukong_async import failure, wire
@@ -17,10 +17,16 @@ LARGE = 1_000_000
 async def collect(
     store: JobStore,
     outcome: Outcome,
+    wanted: Iterable[int],
     name_of: Callable[[int], str],
     in_thread: Callable[..., Awaitable[dict[int, Any]]],
 ) -> dict[int, Any]:
     """The results of a job, by number; none unless it is done.
+
+    Parameters
+    ----------
+    wanted
+        The numbers of its results.
 
     Raises
     ------
@@ -32,7 +38,7 @@ async def collect(
     if outcome.state is not JobState.DONE:
         return {}
     frames = await store.resolve(outcome.results)
-    lost = [task for task, frame in frames.items() if frame is None]
+    lost = [task for task in wanted if frames.get(task) is None]
     if lost:
         raise StoreLost(
             f"The store has lost the result {name_of(lost[0])} of job {store.job_id}."

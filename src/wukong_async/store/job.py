@@ -291,11 +291,6 @@ class JobStore:
         others = (s for s in range(len(self._connections)) if s != self._shard)
         return all(await asyncio.gather(*(self._connections.command(s, *words) for s in others)))
 
-    async def release(self) -> None:
-        """Delete the objects of the job even if it runs: a full store needs room to end it."""
-        shards = range(len(self._connections))
-        await asyncio.gather(*(self._close(shard, "release") for shard in shards))
-
     async def extend(self, ttl: float) -> None:
         """Keep the job's objects on the data shards from expiring."""
         shards = range(len(self._connections))
@@ -414,7 +409,7 @@ class JobStore:
     async def _close(
         self,
         shard: int,
-        why: Literal["finish", "retire", "release"],
+        why: Literal["finish", "retire"],
         ttl: int = 0,
         stays: Sequence[str] = (),
     ) -> bool:

@@ -3,12 +3,9 @@
 --
 -- KEYS  1 open  2 index  3 job, which only the metadata shard has
 -- ARGV  1 finish: nobody will ask for the job any more | retire: others may
---         release: make room, even while the job runs
 --       2 time to live in ms of the objects that stay  3... those
 -- reply OK | RUNNING: the job has not ended, nothing was done
-if ARGV[1] ~= 'release' and redis.call('HGET', KEYS[3], 'state') == 'running' then
-  return 'RUNNING'
-end
+if redis.call('HGET', KEYS[3], 'state') == 'running' then return 'RUNNING' end
 -- A finisher may die before its last step: nobody may then take what is gone for lost.
 if ARGV[1] == 'finish' then redis.call('HDEL', KEYS[3], 'manifest') end
 redis.call('DEL', KEYS[1])

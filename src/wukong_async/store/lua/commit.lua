@@ -55,12 +55,13 @@ else
   if packed then marks = cmsgpack.unpack(packed) end
 end
 
-call('HINCRBY', JOB, 'commits', 1)
 if err ~= '' then
   finish_job('failed', err)
+  call('HINCRBY', JOB, 'commits', 1)
   drop_record(x)
   return only('STOP')
 end
+call('HINCRBY', JOB, 'commits', 1)
 
 -- Publish: from here on others may read the object, and its reads are counted. What a dead
 -- incarnation has published before stays as it is.

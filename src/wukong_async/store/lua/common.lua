@@ -105,6 +105,8 @@ end
 -- The only way out of the running state.
 local function finish_job(state, err)
   local job = call('HMGET', JOB, 'channel', 'id')
+  -- A full server lets those go on who have written, and this is a write that it takes.
+  call('HDEL', JOB, 'nothing')
   call('HSET', JOB, 'state', state, 'error', err)
   for channel in string.gmatch(job[1], '%S+') do call('PUBLISH', channel, job[2]) end
 end
