@@ -578,8 +578,9 @@ class Executor:
         if not self.engine.ran(self.ran, spoilt):
             self.engine.ran(self.ran)
             return
+        if spoilt:
+            self.world.note(f"-- {self.name} has used up {spoilt}")
         for number in spoilt:
-            self.world.counts("spoilt")
             del self.values[number]
             for source in self.world.workload.specs[number].inputs:
                 if source not in self.values and source in self.dropped:

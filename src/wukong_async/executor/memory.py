@@ -80,8 +80,9 @@ def goes_once(value: object, most: int | None = None) -> bool:
             kinds = set(map(type, some)) - PLAIN
             if any(issubclass(kind, Iterator) for kind in kinds):
                 return True
-            if any(map(_items_of, kinds)):
-                inside += [item for item in some if type(item) in kinds]
+            containers = {kind for kind in kinds if _items_of(kind)}
+            if containers:
+                inside += [item for item in some if type(item) in containers]
             if room is not None:
                 room -= len(some)
         level = inside

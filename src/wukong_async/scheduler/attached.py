@@ -133,9 +133,9 @@ class AttachedJob:
                     " pickle, so only its own client can have its results."
                 )
             keys, results, constants = manifest
+            wanted = results.values()
             values = await collect(
-                *(self._store, outcome, results.values()),
-                *(lambda n: f"number {n}", self._shared.in_thread),
+                self._store, outcome, wanted, lambda n: f"number {n}", self._shared.in_thread
             )
         except StoreLost:
             if await self._store.notes("manifest") == [None]:

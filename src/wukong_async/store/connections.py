@@ -139,20 +139,17 @@ class Connections:
         pause = FIRST_PAUSE
         started = time.monotonic()
         cancelled = times_cancelled()
-
-        def heed() -> None:
-            # Python 3.11 loses a cancellation that comes together with an answer or an error.
-            if times_cancelled() > cancelled:
-                raise asyncio.CancelledError
-
         while True:
             try:
-                answer = await request(self._clients[shard])
+                try:
+                    return await request(self._clients[shard])
+                finally:
+                    # Python 3.11 loses a cancellation that comes with an answer or an error.
+                    if times_cancelled() > cancelled:
+                        raise asyncio.CancelledError
             except NoScriptError:
-                heed()
                 await self._load_all(shard)
             except NOT_AN_ANSWER as error:
-                heed()
                 # redis-py raises this one, or a ConnectionError because of it.
                 if AuthenticationError in {type(error), type(error.__cause__)}:
                     raise StoreUnreachable(
@@ -166,13 +163,9 @@ class Connections:
                     for connection in list(pool._available_connections):
                         await connection.disconnect(nowait=True)
             except ResponseError as error:
-                heed()
                 if not BUSY.match(str(error)):
                     raise StoreError(f"{self._name(shard)} says: {error}") from error
                 self._give_up(shard, started, error)
-            else:
-                heed()
-                return answer
             await asyncio.sleep(random.uniform(0, pause))
             pause = min(2 * pause, LONGEST_PAUSE)
 
