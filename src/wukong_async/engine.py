@@ -47,10 +47,10 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from wukong_async.protocol import (
     Begun,
@@ -75,6 +75,8 @@ FETCH_FIRST = 32
 """Objects to read while nothing is known of their size."""
 COMMIT_MOST = 20_000
 """Arrivals and outputs in one commit: a script that takes 50 ms holds up everybody else."""
+PROBES_MOST = 2
+"""How often a fan-in is probed in a round: when its inputs are there, and when all else is done."""
 STARVED_MOST = 8
 """Tasks set aside for their literals; more would only fill the memory."""
 
@@ -176,8 +178,38 @@ Action: TypeAlias = (
 )
 
 
+class Advice(Protocol):
+    """What the engine asks a policy for."""
+
+    def seconds_of(self, task: TaskSpec) -> float:
+        """How long a task is expected to run; infinite if nothing is known."""
+
+    def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
+        """With nothing else to do: the fan-ins to probe before what they wait for is written."""
+
+
+class NoAdvice:
+    """As if everything took no time and were small."""
+
+    def seconds_of(self, task: TaskSpec) -> float:
+        """See `Advice`."""
+        return 0.0
+
+    def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
+        """See `Advice`."""
+        return ()
+
+
 class Engine:
-    """The decisions of one incarnation of one executor."""
+    """The decisions of one incarnation of one executor.
+
+    Parameters
+    ----------
+    advice
+        Whom to ask about what is not known here: how long tasks take, and how large outputs are.
+    run_seconds
+        About how long one Run may take. What is in a Run cannot be offered to anybody any more.
+    """
 
     # The books of one round; `_start_round` opens them.
     _mine: set[int]  # The frontier as the store has it,
@@ -195,7 +227,7 @@ class Engine:
     _pending: dict[int, list[tuple[int, int]]]  # Consumer → (edge, input made here), untold,
     _degree: dict[int, int]  # and its in-degree.
     _edges: set[int]  # Edges that were told to the store.
-    _probed: set[int]
+    _probed: Counter[int]
     _scheduled: set[int]
     _made: list[int]  # The same, in order.
     _undone: dict[int, tuple[int, ...]]  # The last of them, which have not run, and their drops.
@@ -209,7 +241,9 @@ class Engine:
     _running: bool
     _trim_pending: bool
 
-    def __init__(self) -> None:
+    def __init__(self, advice: Advice | None = None, run_seconds: float = 1.0) -> None:
+        self._advice = advice or NoAdvice()
+        self.run_seconds = run_seconds
         self.state = State.BEGIN
         self.generation = 0
         self.free = 0
@@ -253,6 +287,7 @@ class Engine:
         self.generation = answer.generation
         self._sequence, self.told = answer.sequence, answer.told
         self._check, self._taken = answer.check, answer.taken
+        self.free = answer.free
         self._start_round(answer.frontier, answer.marks)
         self.state = State.WORK
 
@@ -376,7 +411,60 @@ class Engine:
         ready = [t for t in ready if t not in self._fed]
         # Of what has marks, inputs are in no store; so it is with what was claimed by a probe and
         # meanwhile got ready here.
-        return [t for t in ready + self._frontier[self._window :] if t not in self._marks]
+        return [t for t in ready + self._frontier[self._head :] if t not in self._marks]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a commit is formed or in flight, or there will be no more: `share` is in vain."""
+        return bool(self._next or self._sent or self._failing or self._leaving) or (
+            self.state is not State.WORK
+        )
+
+    def spec(self, task: int) -> TaskSpec | None:
+        """A task of the plan, if its block has been read."""
+        return self._specs.get(task)
+
+    def is_done(self, task: int) -> bool:
+        """Whether a task has run here in this round."""
+        return task in self._scheduled and task not in self._undone
+
+    def is_scheduled(self, task: int) -> bool:
+        """Whether it has, or is about to."""
+        return task in self._scheduled
+
+    def is_here(self, number: int) -> bool:
+        """Whether an object is in memory, be it made here or read."""
+        return self._has(number)
+
+    def is_published(self, number: int) -> bool:
+        """Whether others can read an output of this round."""
+        return number in self._published
+
+    @property
+    def handed(self) -> Collection[int]:
+        """Tasks of this round that somebody else has been given."""
+        return self._handed
+
+    @property
+    def unfinished(self) -> Collection[int]:
+        """Tasks that run or are about to, in order."""
+        return self._undone
+
+    def learn(self, tasks: Iterable[int]) -> bool:
+        """Have the blocks of these tasks read, for a policy to look at; whether any is missing."""
+        missing = [t for t in tasks if t not in self._specs]
+        wanted = tuple(t for t in missing if t not in self._loading)
+        if wanted and self.state is State.WORK and not self._leaving:
+            self._loading.update(wanted)
+            self._actions.append(Load(wanted))
+        return bool(missing)
+
+    def ask(self) -> bool:
+        """Form a soft commit that says nothing, to hear how many slots are free."""
+        if self.is_busy:
+            return False
+        self._tell((), ())
+        return True
 
     def share(
         self,
@@ -391,13 +479,12 @@ class Engine:
         arrive
             Fan-ins of `pending` whose inputs arrive.
         probe
-            Fan-ins of `pending` to claim if nothing else is missing there. Each is probed once, and
-            only if none of its inputs has been published.
+            Fan-ins of `pending` to claim if nothing else is missing there. Each is probed
+            `PROBES_MOST` times, and only if none of its inputs has been published.
         offers
             Groups of `offerable` tasks, each for a new executor.
         """
-        busy = self._next or self._sent or self._failing or self._leaving
-        if busy or self.state is not State.WORK:
+        if self.is_busy:
             return False
         groups = tuple(tuple(group) for group in offers if group)
         arrivals = self._arrivals(arrive)
@@ -432,7 +519,7 @@ class Engine:
         self._stack, self._starved, self._fed = [], [], set()
         self._stalled, self._unasked = {}, []
         self._pending, self._degree = {}, {}
-        self._edges, self._probed = set(), set()
+        self._edges, self._probed = set(), Counter()
         self._scheduled, self._made, self._undone = set(), [], {}
         self._left, self._need, self._unread = {}, {}, set()
         self._published, self._handed = set(), set()
@@ -458,7 +545,8 @@ class Engine:
             self._load()  # While these run, what they lead to is read.
             self._fetch()
         elif not (self._loading or self._fetching or self._next or self._sent):
-            self._end_round()
+            if not self.share(probe=self._advice.probe_at_last(self._pending)):
+                self._end_round()
 
     def _load(self) -> None:
         """Ask for the blocks of what is ready, and of the frontier ahead of its turn."""
@@ -514,7 +602,8 @@ class Engine:
     def _take(self) -> tuple[Step, ...]:
         """The next tasks in depth-first order (rule 1); one whose time is limited by itself."""
         steps: list[Step] = []
-        while len(steps) < RUN_LIMIT:
+        seconds = self.run_seconds
+        while len(steps) < RUN_LIMIT and seconds > 0:
             if self._stack and len(self._starved) < STARVED_MOST:
                 spec = self._specs[self._stack[-1]]
                 if steps and spec.limited:
@@ -529,6 +618,7 @@ class Engine:
             else:
                 break
             steps.append(Step(spec.number, self._schedule(spec)))
+            seconds -= self._advice.seconds_of(spec)
             if spec.limited:
                 break
         self._undone = dict(steps)
@@ -686,23 +776,28 @@ class Engine:
         probes = []
         for consumer in consumers:
             pending = self._pending.get(consumer, [])
-            if consumer in self._probed or any(
+            if self._probed[consumer] >= PROBES_MOST or any(
                 d in self._published or d in self._undone for _, d in pending
             ):
                 continue
             if pending:
-                self._probed.add(consumer)
+                self._probed[consumer] += 1
                 probes.append((consumer, self._degree[consumer], tuple(pending)))
         return tuple(probes)
 
     def _lock(self, groups: Iterable[Sequence[int]]) -> None:
         """What is offered does not run here until the answer is there."""
         offered = {task for group in groups for task in group}
-        if offered:
-            self._stack = [t for t in self._stack if t not in offered]
-            rest = [t for t in self._frontier[self._window :] if t not in offered]
-            self._frontier[self._window :] = rest
-            self._ahead = self._window
+        if not offered:
+            return
+        self._stack = [t for t in self._stack if t not in offered]
+        near, far = self._frontier[self._head : self._window], self._frontier[self._window :]
+        for task in offered.intersection(near):
+            spec = self._specs[task]
+            self._read_stored(spec.inputs + spec.literals)  # It will not be.
+        near = [t for t in near if t not in offered]
+        self._frontier[self._head :] = near + [t for t in far if t not in offered]
+        self._window = self._ahead = self._head + len(near)
 
     def _shared(self, commit: Commit, reply: Reply) -> None:
         """A soft commit has taken effect."""
@@ -711,8 +806,8 @@ class Engine:
                 self._handed.update(group)
                 self._mine.difference_update(group)
                 continue
-            for task in reversed(group):
-                (self._frontier if task in self._mine else self._stack).append(task)
+            self._frontier += [task for task in group if task in self._mine]
+            self._stack += [task for task in reversed(group) if task not in self._mine]
         already = set(reply.already)
         marks = {c: {d for e, d in edges if e not in already} for c, _, edges in commit.probes}
         for consumer, _, edges in commit.probes:
@@ -725,6 +820,8 @@ class Engine:
                 self._marks[task] = marks[task]
             if not self._runs_here(task):
                 self._frontier.append(task)
+        self._frontier[self._window :] = sorted(self._frontier[self._window :])
+        self._ahead = self._window
         for task, inputs in list(self._marks.items()):
             inputs.difference_update(d for d, _ in commit.publish)
             if not inputs:

@@ -32,6 +32,8 @@ class TaskSpec(NamedTuple):
     """The number of the edge to the first consumer; those to the others follow."""
     limited: bool = False
     """Whether its time is limited: it is run by itself, so that it is known when it began."""
+    name: str = ""
+    """What the key begins with, shared by tasks that do the same."""
 
 
 class Status(StrEnum):
@@ -88,6 +90,8 @@ class Begun:
     taken: bytes = b""
     """With `check`: a bit for each task, the first one in the highest bit, that is set if the task
     is or was in somebody's frontier."""
+    free: int = 0
+    """Concurrency slots that are not in use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,7 @@ class ModelStore:
             job.new.facts,
             record.check,
             bytes(self.taken) if record.check else b"",
+            job.new.slots - len(self.live),
         )
 
     def _fenced(self, executor: str, generation: int, nonce: str) -> Record | None:

@@ -150,7 +150,7 @@ class JobStore:
         status = Status(answer[0].decode())
         if status is not Status.OK:
             return Begun(status)
-        _, generation, sequence, told, lease, facts, frontier, marks, taken = answer
+        _, generation, sequence, told, lease, facts, frontier, marks, free, taken = answer
         return Begun(
             status,
             generation,
@@ -162,6 +162,7 @@ class JobStore:
             facts,
             taken is not None,
             taken or b"",
+            free,
         )
 
     async def commit(

@@ -2,10 +2,10 @@
 -- deliveries of one event only one gets the work.
 --
 -- ARGV  1 executor  2 nonce, fresh for each incarnation  3 request
--- reply {OK, gen, seq, told, lease, facts, frontier, marks, taken | nil} | {GONE} | {HELD}
---       taken only where it has to be checked
+-- reply {OK, gen, seq, told, lease, facts, frontier, marks, free, taken | nil} | {GONE} | {HELD}
+--       free: slots that are not in use; taken only where it has to be checked
 local x, nonce = ARGV[1], ARGV[2]
-local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts')
+local job = call('HMGET', JOB, 'state', 'lease', 'attempts', 'facts', 'slots')
 if job[1] ~= 'running' then return { 'GONE' } end
 local r = load_record(x)
 if not r then return { 'GONE' } end
@@ -27,4 +27,5 @@ if r.nonce ~= nonce then
   call('HINCRBY', JOB, 'begins', 1)
 end
 return { 'OK', r.gen, r.seq, r.told, tonumber(job[2]), job[4], call('HGET', REC, x .. '/f'),
-  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), r.check and call('GET', TAKEN) }
+  call('HGET', REC, x .. '/m') or cmsgpack.pack({}), tonumber(job[5]) - call('ZCARD', LIVE),
+  r.check and call('GET', TAKEN) }
