@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Place:
     slots: int
 
 
-AWS = Place("aws", Costs(start=0.05, round_trip=0.001, bandwidth=100e6, invoke=0.001), 1000)
+AWS = Place("aws", Costs(start=0.05, round_trip=0.001, bandwidth=100e6, invoke=0.00025), 1000)
 LOCAL = Place("local", Costs(start=0.002, round_trip=0.0001, bandwidth=1e9, invoke=0.001), 2)
 
 
@@ -213,7 +214,7 @@ class Executor:
             span=self.span,
             alone=self.alone,
             hold=self.world.hold,
-            jitter=(hash(self.name) % 97) / 97,
+            jitter=(zlib.crc32(self.name.encode()) % 97) / 97,
         )
         self.engine = Engine(self.policy, run_seconds=costs.start / 2)
 

@@ -409,9 +409,17 @@ class Engine:
         undone = self._undone.keys()
         ready = [t for t in reversed(self._stack) if undone.isdisjoint(self._inputs(t))]
         ready = [t for t in ready if t not in self._fed]
-        # Of what has marks, inputs are in no store; so it is with what was claimed by a probe and
-        # meanwhile got ready here.
-        return [t for t in ready + self._frontier[self._head :] if t not in self._marks]
+        # What has marks takes along what is in no store, which has to be here for that.
+        return [
+            t
+            for t in ready + self._frontier[self._head :]
+            if all(map(self.is_done, self._marks.get(t, ())))
+        ]
+
+    @property
+    def queued(self) -> int:
+        """About how many tasks are ready."""
+        return len(self._stack) + len(self._frontier) - self._head
 
     @property
     def is_busy(self) -> bool:
@@ -492,9 +500,10 @@ class Engine:
         if not (groups or arrivals or probes):
             return False
         told = [d for _, _, edges in arrivals for d in edges.values()]
-        told += [
-            d for group in groups for t in group if t not in self._mine for d in self._inputs(t)
-        ]
+        for task in (t for group in groups for t in group):
+            # Of the frontier only what has marks has inputs that are in no store; what was claimed
+            # by a probe may have got ready here meanwhile, so that it is on the stack.
+            told += self._marks.get(task, ()) if task in self._mine else self._inputs(task)
         self._lock(groups)
         self._tell(told, arrivals, probes, groups)
         return True

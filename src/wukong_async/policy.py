@@ -12,7 +12,7 @@ its own price. The rules, W1 to W6, are numbered in the comments as in the desig
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wukong_async.engine import Engine
@@ -32,8 +32,13 @@ LOOK_SHARE = 0.05
 """Of an executor's time, what looking may take."""
 SMALL_TRIPS = 4
 """Round trips that small outputs wait for company in a commit (W6)."""
-KEEP_STARTS = 8
-"""Starts that a large output is kept while there is other work, if nobody is known to wait."""
+KEEP_TIMES = 8
+"""Shipping costs for which a large output is kept, while there is other work."""
+MOVE_FACTOR = 4
+"""Seconds of work that a second of moving has to bring: it is written and read, and what has to
+wait for other inputs has to be moved later."""
+CUT_SLACK = 0.35
+"""How much larger or smaller than its share a group may be if less has to be moved so."""
 ASK_STARTS = 4
 """Starts between two questions for free slots (W5)."""
 SCAN_SECONDS = 2e-6
@@ -59,7 +64,9 @@ class Costs:
 
     def blended(self, **measured: float) -> Costs:
         """With measurements: moving averages over about the last four."""
-        changes = {n: getattr(self, n) + (seen - getattr(self, n)) / 4 for n, seen in measured.items()}
+        changes = {
+            n: getattr(self, n) + (seen - getattr(self, n)) / 4 for n, seen in measured.items()
+        }
         return replace(self, **changes)
 
 
@@ -144,18 +151,24 @@ class Policy:
         self._jitter = jitter
         self._met: dict[str, float] = {}
         """Unseen name → since when tasks of it run or wait here."""
+        self._growing: dict[str, float] = {}
+        """Unseen name → bytes that the one that runs has made so far."""
         self._ready: dict[int, float] = {}
         """Ready task → since when; for `hold` only."""
         self._sizes: dict[int, float] = {}
         self._due: dict[int, float] = {}
         """Fan-in → when its inputs that are here are to be told."""
-        self._probed: set[int] = set()
+        self._probed: dict[int, float] = {}
+        """Fan-in → when it was probed."""
+        self._looked = 0.0
         self.offered: list[tuple[Sequence[int], int]] = []
         """In the commit in flight: groups, and where in the plan each ends."""
         self._given: list[tuple[int, int]] = []
         """Ranges of the plan that were given away."""
         self._next_offer = 0.0
         self._next_ask = 0.0
+        self._queued = 0
+        """Ready tasks at the last look for work to give away."""
 
     # Advice to the engine ---------------------------------------------------------------------
 
@@ -168,7 +181,12 @@ class Policy:
         """Fan-ins that wait for something large from here (W6)."""
         if self.alone or self._hold is not None:
             return ()
-        return [c for c, edges in pending.items() if any(self._is_large(d) for _, d in edges)]
+        recently = self._looked - SMALL_TRIPS * self.costs.round_trip
+        return [
+            c
+            for c, edges in pending.items()
+            if any(self._is_large(d) for _, d in edges) and self._probed.get(c, -1.0) < recently
+        ]
 
     # Facts ------------------------------------------------------------------------------------
 
@@ -206,13 +224,15 @@ class Policy:
 
     def look(self, engine: Engine, now: float, running: Running | None = None) -> Sharing | None:
         """What to say to others now, if anything; `again` is when to look next."""
-        self.again = math.inf
+        self.again, self._looked = math.inf, now
         if engine.is_busy:
             return None  # The answer is a reason to look again.
         arrive, probe = self._outputs(engine, now)
         groups: list[tuple[Sequence[int], int]] = []
         ask = False
-        if now < self._next_offer:
+        # Much that is new is worth a look at once.
+        surge = engine.queued > 2 * self._queued
+        if now < self._next_offer and not surge:
             self.again = min(self.again, self._next_offer)
         elif self._hold is not None:
             groups = self._one_by_one(engine, now, self._hold)
@@ -228,13 +248,22 @@ class Policy:
     def _is_large(self, task: int) -> bool:
         return task in self._sizes
 
-    def _size(self, task: TaskSpec) -> float:
+    def _size(self, engine: Engine, task: TaskSpec) -> float:
         """Bytes of an output, expected if it is not there; 0 if it travels in a commit."""
         size = self._sizes.get(task.number)
         if size is None:
-            estimate = self.estimates.get(task.name)
-            size = estimate.size if estimate is not None else 0.0
+            size = self._expected_size(engine, task)
         return size if size > self._inline_limit else 0.0
+
+    def _expected_size(self, engine: Engine, task: TaskSpec) -> float:
+        estimate = self.estimates.get(task.name)
+        if estimate is not None:
+            return estimate.size
+        # Of what has never been seen: what it has made so far, or as much as it is made of.
+        inputs = [spec.name for d in task.inputs if (spec := engine.spec(d)) is not None]
+        known = [self.estimates[name].size for name in inputs if name in self.estimates]
+        known += [self._growing.get(name, 0.0) for name in inputs]
+        return max(known, default=0.0) + self._growing.get(task.name, 0.0)
 
     def _hold_back(self, engine: Engine, spec: TaskSpec, now: float) -> None:
         """Note when an output has to be told to those who wait for it."""
@@ -247,11 +276,16 @@ class Policy:
                 due = now + self._hold
             elif others and all(self._is_ours(engine, d) for d in others):
                 continue  # It stays.
-            elif not self._is_large(spec.number):
-                due = now + SMALL_TRIPS * self.costs.round_trip
             else:
-                due = now
+                due = now + self._patience(spec.number)
             self._due[consumer] = min(due, self._due.get(consumer, math.inf))
+
+    def _patience(self, task: int) -> float:
+        """Seconds that an output waits for company, and for the others to come."""
+        costs = self.costs
+        if self._is_large(task):
+            return costs.start + costs.moving(self._sizes[task])
+        return max(SMALL_TRIPS * costs.round_trip, costs.start / 2)
 
     def _is_ours(self, engine: Engine, task: int) -> bool:
         """Whether a task was or will be run here, as far as can be seen."""
@@ -273,20 +307,29 @@ class Policy:
             del self._due[consumer]
             if not here:
                 continue  # It was told, or claimed.
-            reader = engine.spec(consumer)
-            given = reader is not None and any(self._was_given(d) for d in reader.inputs)
-            large = any(self._is_large(d) for d in here)
-            if not large or given or consumer in self._probed or self._hold is not None:
-                # What was given away has less to do than who gave it: it will run this.
+            if not self._attracts(engine, consumer, here):
                 arrive.append(consumer)
-                continue
-            probe.append(consumer)
-            self._probed.add(consumer)
-            costs = self.costs
-            size = sum(self._sizes.get(d, 0.0) for d in here)
-            self._due[consumer] = now + KEEP_STARTS * costs.start + 2 * costs.moving(size)
-            self.again = min(self.again, self._due[consumer])
+            elif consumer not in self._probed:
+                probe.append(consumer)
+                self._probed[consumer] = now
+                self._due[consumer] = now + KEEP_TIMES * max(map(self._patience, here))
+            elif engine.free > 0:
+                arrive.append(consumer)
+            else:  # Nobody else would have the time.
+                self._due[consumer] = now + KEEP_TIMES * max(map(self._patience, here))
+            self.again = min(self.again, self._due.get(consumer, math.inf))
         return arrive, probe
+
+    def _attracts(self, engine: Engine, consumer: int, here: Sequence[int]) -> bool:
+        """Whether a fan-in should rather run here than where its other inputs are."""
+        size = sum(self._sizes.get(d, 0.0) for d in here)
+        if not size or self._hold is not None:
+            return False
+        others = [d for d in self._inputs(engine, consumer) if d not in here]
+        if any(self._was_given(d) for d in others):
+            return False  # Whoever was given it has less to do than who gave it.
+        specs = [spec for d in others if (spec := engine.spec(d)) is not None]
+        return max((self._size(engine, spec) for spec in specs), default=0.0) <= size
 
     # Work (W1 to W5) --------------------------------------------------------------------------
 
@@ -299,7 +342,9 @@ class Policy:
         queue = queue if engine.unfinished else queue[1:]
         waited = [task for task in queue if self._ready[task] + hold <= now]
         if len(waited) < len(queue):
-            self.again = min(self.again, min(s for s in self._ready.values() if s + hold > now) + hold)
+            self.again = min(
+                self.again, min(s for s in self._ready.values() if s + hold > now) + hold
+            )
         if engine.free <= 0 and waited:
             self.again = min(self.again, now + ASK_STARTS * self.costs.start)
         return [((task,), task + 1) for task in waited[-engine.free :] if engine.free > 0]
@@ -315,11 +360,15 @@ class Policy:
             return [], False
         stop = max(self._until, queue[-1] + 1)
         scan = min(stop, queue[0] + LOOK_MOST)
+        self._queued = engine.queued
         start = self.costs.start
         pause = max(start, (len(queue) / 4 + scan - queue[0]) * SCAN_SECONDS / LOOK_SHARE)
         if stop == scan and engine.learn(range(queue[0], stop)):
             return [], False
         work = self._work(engine, queue, scan, now, running)
+        queue = [task for task in queue if not self._stays(engine, task, work)]
+        if not queue:
+            return [], False
         density = sum(work.values()) / (scan - queue[0])
         total = sum(work.values()) + density * (stop - scan)
         most = total / start - LEAST_SPARE
@@ -333,15 +382,39 @@ class Policy:
             self._next_ask = now + ASK_STARTS * pause * (1 + self._jitter)
             return [], True
         blind = any(name in self._met for name in self._names(engine, queue))
-        at_once = math.sqrt(engine.free) if blind else max(1.0, start / self.costs.invoke)
-        count = int(min(most, at_once, engine.free))
+        count = self._at_once(min(most, engine.free), blind=blind)
         while count >= 1:
-            groups = self._cut(queue, work, density, scan, stop, total, count)
+            groups = self._cut(engine, queue, work, density, scan, stop, total, count)
             paid = [g for g in groups if self._pays(engine, g, work, density, scan)]
             if len(paid) == len(groups):
                 return [(group, until) for group, until in paid], False
             count = min(len(paid), count // 2)
         return [], False
+
+    def _stays(self, engine: Engine, task: int, work: Mapping[int, float]) -> bool:
+        """Whether a ready task is not worth what would have to move for it, if it is alone."""
+        moved = sum(self._inputs_from_here(engine, task).values())
+        return moved > 0 and work.get(task, 0.0) < 2 * moved / self.costs.bandwidth
+
+    def _inputs_from_here(self, engine: Engine, task: int) -> dict[int, float]:
+        """Inputs of a task that only this executor has, with their bytes."""
+        found = {}
+        for d in self._inputs(engine, task):
+            source = engine.spec(d)
+            if source is not None and engine.is_done(d) and not engine.is_published(d):
+                found[d] = self._size(engine, source)
+        return found
+
+    def _at_once(self, wanted: float, *, blind: bool) -> int:
+        """How many of all the executors that are worth their start are invoked from here (W2).
+
+        Invocations take their time, one after the other: where that is more than another start,
+        those who are invoked invoke the rest.
+        """
+        root = math.sqrt(wanted)
+        if blind or wanted * self.costs.invoke > self.costs.start + 2 * root * self.costs.invoke:
+            return int(root)
+        return int(wanted)
 
     @staticmethod
     def _names(engine: Engine, tasks: Iterable[int]) -> set[str]:
@@ -365,15 +438,24 @@ class Policy:
             spec = engine.spec(number)
             if spec is None or engine.is_scheduled(number):
                 continue
-            if number not in queued and not all(d in work or engine.is_here(d) for d in spec.inputs):
+            if number not in queued and not all(
+                d in work or engine.is_here(d) for d in spec.inputs
+            ):
                 continue
             if self._was_given(number):
                 continue
             expected = seconds.get(spec.name)
             if expected is None:
                 expected = seconds[spec.name] = self._expected(spec, now)
-            work[number] = expected
+            work[number] = expected + self._reading(engine, spec)
         return work
+
+    def _reading(self, engine: Engine, spec: TaskSpec) -> float:
+        """Seconds for inputs that are in the store: whoever runs the task has to read them."""
+        away = [d for d in spec.inputs if not (engine.is_scheduled(d) or engine.is_here(d))]
+        sources = [source for d in away if (source := engine.spec(d)) is not None]
+        size = sum(self._size(engine, source) for source in sources)
+        return size / self.costs.bandwidth
 
     def _expected(self, spec: TaskSpec, now: float) -> float:
         """W1."""
@@ -398,11 +480,12 @@ class Policy:
         elif elapsed > estimate.seconds:
             count = estimate.count
             seconds[spec.name] = (count * estimate.seconds + 2 * elapsed) / (count + 1)
-        if running.grown > self._inline_limit and estimate is None:
-            self._sizes[running.task] = running.grown
+        if estimate is None:
+            self._growing = {spec.name: running.grown}
 
     def _cut(
         self,
+        engine: Engine,
         queue: Sequence[int],
         work: Mapping[int, float],
         density: float,
@@ -412,23 +495,70 @@ class Policy:
         count: int,
     ) -> list[tuple[Sequence[int], int]]:
         """`count` groups from the far end, such that all would finish together (W4)."""
-        start = self.costs.start
-        share = max((total - (total + count * start) / (count + 1)) / count, 0.0)
+        keep = (total + count * self.costs.start) / (count + 1)
+        share = (total - keep) / count
+        crossing = self._crossing(engine, work, queue[0], scan)
+        beyond = self._beyond(queue, work, density, scan, stop)
         groups: list[tuple[Sequence[int], int]] = []
-        group: list[int] = []
-        until, held = stop, 0.0
-        end = stop
-        for task in reversed(queue):
-            held += sum(work.get(n, 0.0) for n in range(task, min(end, scan)))
-            held += density * (end - max(task, scan)) if end > scan else 0.0
-            group.append(task)
-            end = task
-            if held >= share and held > 0:
-                groups.append((group[::-1], until))
-                group, until, held = [], task, 0.0
-                if len(groups) == count:
-                    break
+        end, until = len(queue), stop
+        while len(groups) < count and end:
+            behind = beyond[end] if end < len(queue) else 0.0
+            cut = next((i for i in range(end - 1, -1, -1) if beyond[i] - behind >= share), 0)
+            if crossing:
+                cut = min(
+                    (i for i in range(end) if abs(beyond[i] - behind - share) <= CUT_SLACK * share),
+                    key=lambda i: (
+                        abs(beyond[i] - behind - share)
+                        + 2 * crossing.get(queue[i], 0.0) / self.costs.bandwidth
+                    ),
+                    default=cut,
+                )
+            groups.append((queue[cut:end], until))
+            end, until = cut, queue[cut]
         return groups
+
+    @staticmethod
+    def _beyond(
+        queue: Sequence[int], work: Mapping[int, float], density: float, scan: int, stop: int
+    ) -> list[float]:
+        """Work from each ready task of the queue to the end."""
+        beyond = []
+        held, bound = density * (stop - scan), scan
+        for task in reversed(queue):
+            if task < bound:
+                held += sum(work.get(n, 0.0) for n in range(task, bound))
+                bound = task
+                beyond.append(held)
+            else:
+                beyond.append(density * (stop - task))
+        return beyond[::-1]
+
+    def _crossing(
+        self, engine: Engine, work: Mapping[int, float], first: int, scan: int
+    ) -> dict[int, float]:
+        """Bytes that would have to go from one side to the other of a cut before each task.
+
+        Empty if there is nothing large.
+        """
+        change: dict[int, float] = {}
+        large = False
+        for number in work:
+            spec = engine.spec(number)
+            assert spec is not None
+            size = self._size(engine, spec)
+            large = large or size > 0
+            last = max((c for c in spec.consumers if c < scan), default=number)
+            if last > number and size:
+                change[number + 1] = change.get(number + 1, 0.0) + size
+                change[last + 1] = change.get(last + 1, 0.0) - size
+        if not large:
+            return {}
+        crossing: dict[int, float] = {}
+        total = 0.0
+        for number in range(first, scan):
+            total += change.get(number, 0.0)
+            crossing[number] = total
+        return crossing
 
     def _pays(
         self,
@@ -441,26 +571,48 @@ class Policy:
         """Whether a group is worth its start and what has to move because of it (W3)."""
         tasks, until = group
         first = tasks[0]
-        known = [n for n in range(first, min(until, scan)) if n in work]
+        own = set(tasks)
+        for number in range(first, min(until, scan)):
+            if number in work and number not in own:
+                if all(d in own or engine.is_here(d) for d in self._inputs(engine, number)):
+                    own.add(number)
+        known = [number for number in own if number in work]
         inputs: dict[int, float] = {}
         out = 0.0
         for number in known:
             spec = engine.spec(number)
             assert spec is not None
-            for d in spec.inputs:
-                if d not in inputs and engine.is_done(d) and not engine.is_published(d):
-                    source = engine.spec(d)
-                    inputs[d] = self._size(source) if source is not None else 0.0
-            size = self._size(spec)
-            if size and not spec.requested and any(c not in work or c >= until for c in spec.consumers):
-                out += size
+            inputs.update(self._inputs_from_here(engine, number))
+            if self._leaves(engine, spec, own):
+                out += self._size(engine, spec)
         gain = sum(work[n] for n in known)
         moved = sum(inputs.values()) + out
         unknown = until - max(first, scan)
         if unknown > 0:
             gain += density * unknown
-        price = self.costs.start + 2 * moved / self.costs.bandwidth
+        price = self.costs.start + MOVE_FACTOR * moved / self.costs.bandwidth
         return gain >= price
+
+    def _leaves(self, engine: Engine, spec: TaskSpec, own: Container[int]) -> bool:
+        """Whether an output will have to be written for somebody outside of its group.
+
+        Not where it is by far the largest input of a fan-in: the others come to it.
+        """
+        size = self._size(engine, spec)
+        if not size or spec.requested:
+            return False
+        for consumer in spec.consumers:
+            if consumer in own:
+                continue
+            others = [engine.spec(d) for d in self._inputs(engine, consumer) if d != spec.number]
+            if not others or any(o is None or self._size(engine, o) >= size for o in others):
+                return True
+        return False
+
+    @staticmethod
+    def _inputs(engine: Engine, task: int) -> tuple[int, ...]:
+        spec = engine.spec(task)
+        return () if spec is None else spec.inputs
 
 
 def first_groups(
