@@ -75,8 +75,8 @@ FETCH_FIRST = 32
 """Objects to read while nothing is known of their size."""
 COMMIT_MOST = 20_000
 """Arrivals and outputs in one commit: a script that takes 50 ms holds up everybody else."""
-PROBES_MOST = 2
-"""How often a fan-in is probed in a round: when its inputs are there, and when all else is done."""
+SURGE = 16
+"""A Run ends where there are twice as many ready tasks and so many more: they may be shared."""
 STARVED_MOST = 8
 """Tasks set aside for their literals; more would only fill the memory."""
 
@@ -227,7 +227,7 @@ class Engine:
     _pending: dict[int, list[tuple[int, int]]]  # Consumer → (edge, input made here), untold,
     _degree: dict[int, int]  # and its in-degree.
     _edges: set[int]  # Edges that were told to the store.
-    _probed: Counter[int]
+    _probed: dict[int, int]  # Fan-in → how much had been scheduled when it was probed.
     _scheduled: set[int]
     _made: list[int]  # The same, in order.
     _undone: dict[int, tuple[int, ...]]  # The last of them, which have not run, and their drops.
@@ -487,8 +487,9 @@ class Engine:
         arrive
             Fan-ins of `pending` whose inputs arrive.
         probe
-            Fan-ins of `pending` to claim if nothing else is missing there. Each is probed
-            `PROBES_MOST` times, and only if none of its inputs has been published.
+            Fan-ins of `pending` to claim if nothing else is missing there. Each is probed again
+            only once something else has been scheduled, since nobody polls, and only if none of its
+            inputs has been published.
         offers
             Groups of `offerable` tasks, each for a new executor.
         """
@@ -528,7 +529,7 @@ class Engine:
         self._stack, self._starved, self._fed = [], [], set()
         self._stalled, self._unasked = {}, []
         self._pending, self._degree = {}, {}
-        self._edges, self._probed = set(), Counter()
+        self._edges, self._probed = set(), {}
         self._scheduled, self._made, self._undone = set(), [], {}
         self._left, self._need, self._unread = {}, {}, set()
         self._published, self._handed = set(), set()
@@ -612,7 +613,8 @@ class Engine:
         """The next tasks in depth-first order (rule 1); one whose time is limited by itself."""
         steps: list[Step] = []
         seconds = self.run_seconds
-        while len(steps) < RUN_LIMIT and seconds > 0:
+        most = 2 * self.queued + SURGE
+        while len(steps) < RUN_LIMIT and seconds > 0 and self.queued < most:
             if self._stack and len(self._starved) < STARVED_MOST:
                 spec = self._specs[self._stack[-1]]
                 if steps and spec.limited:
@@ -785,12 +787,12 @@ class Engine:
         probes = []
         for consumer in consumers:
             pending = self._pending.get(consumer, [])
-            if self._probed[consumer] >= PROBES_MOST or any(
+            if self._probed.get(consumer) == len(self._made) or any(
                 d in self._published or d in self._undone for _, d in pending
             ):
                 continue
             if pending:
-                self._probed[consumer] += 1
+                self._probed[consumer] = len(self._made)
                 probes.append((consumer, self._degree[consumer], tuple(pending)))
         return tuple(probes)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from wukong_async.engine import Engine
 from wukong_async.protocol import TaskSpec
@@ -34,9 +35,6 @@ SMALL_TRIPS = 4
 """Round trips that small outputs wait for company in a commit (W6)."""
 KEEP_TIMES = 8
 """Shipping costs for which a large output is kept, while there is other work."""
-MOVE_FACTOR = 4
-"""Seconds of work that a second of moving has to bring: it is written and read, and what has to
-wait for other inputs has to be moved later."""
 CUT_SLACK = 0.35
 """How much larger or smaller than its share a group may be if less has to be moved so."""
 ASK_STARTS = 4
@@ -153,6 +151,8 @@ class Policy:
         """Unseen name → since when tasks of it run or wait here."""
         self._growing: dict[str, float] = {}
         """Unseen name → bytes that the one that runs has made so far."""
+        self._unseen: dict[int, float] = {}
+        """What this look takes outputs of unseen names for."""
         self._ready: dict[int, float] = {}
         """Ready task → since when; for `hold` only."""
         self._sizes: dict[int, float] = {}
@@ -259,11 +259,14 @@ class Policy:
         estimate = self.estimates.get(task.name)
         if estimate is not None:
             return estimate.size
-        # Of what has never been seen: what it has made so far, or as much as it is made of.
-        inputs = [spec.name for d in task.inputs if (spec := engine.spec(d)) is not None]
-        known = [self.estimates[name].size for name in inputs if name in self.estimates]
-        known += [self._growing.get(name, 0.0) for name in inputs]
-        return max(known, default=0.0) + self._growing.get(task.name, 0.0)
+        # Of what has never been seen: what one has made so far, or as much as it is made of.
+        known = [self._growing.get(task.name, 0.0)]
+        for d in task.inputs:
+            source = engine.spec(d)
+            if source is not None:
+                known.append(self._unseen.get(d) or self._size(engine, source))
+        self._unseen[task.number] = size = max(known)
+        return size
 
     def _hold_back(self, engine: Engine, spec: TaskSpec, now: float) -> None:
         """Note when an output has to be told to those who wait for it."""
@@ -365,12 +368,9 @@ class Policy:
         pause = max(start, (len(queue) / 4 + scan - queue[0]) * SCAN_SECONDS / LOOK_SHARE)
         if stop == scan and engine.learn(range(queue[0], stop)):
             return [], False
-        work = self._work(engine, queue, scan, now, running)
-        queue = [task for task in queue if not self._stays(engine, task, work)]
-        if not queue:
-            return [], False
-        density = sum(work.values()) / (scan - queue[0])
-        total = sum(work.values()) + density * (stop - scan)
+        work, own = self._work(engine, queue, scan, now, running)
+        stay = {task for task in queue if self._stays(engine, task, work)}
+        total = sum(own.values())
         most = total / start - LEAST_SPARE
         self._next_offer = now + pause * (1 + self._jitter / 2)
         self.again = min(self.again, self._next_offer)
@@ -384,11 +384,11 @@ class Policy:
         blind = any(name in self._met for name in self._names(engine, queue))
         count = self._at_once(min(most, engine.free), blind=blind)
         while count >= 1:
-            groups = self._cut(engine, queue, work, density, scan, stop, total, count)
-            paid = [g for g in groups if self._pays(engine, g, work, density, scan)]
+            groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
+            paid = [g for g in groups if self._pays(engine, g, work, own, scan)]
             if len(paid) == len(groups):
                 return [(group, until) for group, until in paid], False
-            count = min(len(paid), count // 2)
+            count //= 2
         return [], False
 
     def _stays(self, engine: Engine, task: int, work: Mapping[int, float]) -> bool:
@@ -423,32 +423,51 @@ class Policy:
 
     def _work(
         self, engine: Engine, queue: Sequence[int], scan: int, now: float, running: Running | None
-    ) -> dict[int, float]:
-        """Expected seconds of the tasks that follow each other from the queue on, without others.
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Expected seconds of each task that can follow the queue, and of what each ready one brings.
 
-        Of those that are known: what needs something that is not here has to wait for it, and
-        does not count.
+        What needs something that is not here has to wait for it, and does not count; and what needs
+        most of the queue cannot be shared. What follows several counts with the last of them, since
+        of two executors the one with less to do will run it.
         """
         seconds: dict[str, float] = {}
+        self._unseen.clear()
         if running is not None:
             self._overrun(engine, now, running, seconds)
         queued = set(queue)
         work: dict[int, float] = {}
+        own = dict.fromkeys(queue, 0.0)
+        last: dict[int, int] = {}
+        sources: dict[int, int] = {}
         for number in range(queue[0], scan):
             spec = engine.spec(number)
-            if spec is None or engine.is_scheduled(number):
+            if spec is None or engine.is_scheduled(number) or self._was_given(number):
                 continue
-            if number not in queued and not all(
-                d in work or engine.is_here(d) for d in spec.inputs
-            ):
-                continue
-            if self._was_given(number):
-                continue
+            ready = number in queued
+            if ready:
+                last[number], sources[number] = number, 1
+            else:
+                follows = [d for d in spec.inputs if d in work]
+                if len(follows) < len(spec.inputs) and not all(
+                    d in work or engine.is_here(d) for d in spec.inputs
+                ):
+                    continue
+                count = sum(sources[d] for d in follows)
+                if not follows or count > max(2, len(queue) / 2):
+                    continue
+                last[number], sources[number] = max(last[d] for d in follows), count
             expected = seconds.get(spec.name)
             if expected is None:
-                expected = seconds[spec.name] = self._expected(spec, now)
-            work[number] = expected + self._reading(engine, spec)
-        return work
+                expected = self._expected(spec, now, ready=ready)
+                seconds[spec.name] = expected
+            work[number] = expected + (self._reading(engine, spec) if ready else 0.0)
+            self._size(engine, spec)
+            own[last[number]] += work[number]
+        seen = [task for task in queue if task in work]
+        if len(seen) < len(queue):  # What has not been read yet is taken to be like the rest.
+            mean = sum(own[task] for task in seen) / max(1, len(seen))
+            own.update((task, mean) for task in queue if task not in work)
+        return work, own
 
     def _reading(self, engine: Engine, spec: TaskSpec) -> float:
         """Seconds for inputs that are in the store: whoever runs the task has to read them."""
@@ -457,11 +476,13 @@ class Policy:
         size = sum(self._size(engine, source) for source in sources)
         return size / self.costs.bandwidth
 
-    def _expected(self, spec: TaskSpec, now: float) -> float:
+    def _expected(self, spec: TaskSpec, now: float, *, ready: bool) -> float:
         """W1."""
         estimate = self.estimates.get(spec.name)
         if estimate is not None:
             return estimate.seconds
+        if not ready and spec.name not in self._met:
+            return 0.0
         waited = now - self._met.setdefault(spec.name, now)
         blind = BLIND_STARTS_FAN_IN if max(spec.degrees, default=0) > 1 else BLIND_STARTS
         return waited if waited >= blind * self.costs.start else 0.0
@@ -488,50 +509,36 @@ class Policy:
         engine: Engine,
         queue: Sequence[int],
         work: Mapping[int, float],
-        density: float,
+        own: Mapping[int, float],
+        stay: Container[int],
         scan: int,
         stop: int,
-        total: float,
         count: int,
     ) -> list[tuple[Sequence[int], int]]:
         """`count` groups from the far end, such that all would finish together (W4)."""
-        keep = (total + count * self.costs.start) / (count + 1)
-        share = (total - keep) / count
+        total = sum(own.values())
+        share = (total - (total + count * self.costs.start) / (count + 1)) / count
         crossing = self._crossing(engine, work, queue[0], scan)
-        beyond = self._beyond(queue, work, density, scan, stop)
+        beyond = list(accumulate(own[task] for task in reversed(queue)))[::-1] + [0.0]
         groups: list[tuple[Sequence[int], int]] = []
         end, until = len(queue), stop
         while len(groups) < count and end:
-            behind = beyond[end] if end < len(queue) else 0.0
-            cut = next((i for i in range(end - 1, -1, -1) if beyond[i] - behind >= share), 0)
+            held = [beyond[i] - beyond[end] for i in range(end)]
+            cut = next((i for i in range(end - 1, -1, -1) if held[i] >= share), 0)
             if crossing:
                 cut = min(
-                    (i for i in range(end) if abs(beyond[i] - behind - share) <= CUT_SLACK * share),
+                    (i for i in range(end) if abs(held[i] - share) <= CUT_SLACK * share),
                     key=lambda i: (
-                        abs(beyond[i] - behind - share)
+                        abs(held[i] - share)
                         + 2 * crossing.get(queue[i], 0.0) / self.costs.bandwidth
                     ),
                     default=cut,
                 )
-            groups.append((queue[cut:end], until))
+            group = [task for task in queue[cut:end] if task not in stay]
+            if group:
+                groups.append((group, until))
             end, until = cut, queue[cut]
         return groups
-
-    @staticmethod
-    def _beyond(
-        queue: Sequence[int], work: Mapping[int, float], density: float, scan: int, stop: int
-    ) -> list[float]:
-        """Work from each ready task of the queue to the end."""
-        beyond = []
-        held, bound = density * (stop - scan), scan
-        for task in reversed(queue):
-            if task < bound:
-                held += sum(work.get(n, 0.0) for n in range(task, bound))
-                bound = task
-                beyond.append(held)
-            else:
-                beyond.append(density * (stop - task))
-        return beyond[::-1]
 
     def _crossing(
         self, engine: Engine, work: Mapping[int, float], first: int, scan: int
@@ -565,7 +572,7 @@ class Policy:
         engine: Engine,
         group: tuple[Sequence[int], int],
         work: Mapping[int, float],
-        density: float,
+        each: Mapping[int, float],
         scan: int,
     ) -> bool:
         """Whether a group is worth its start and what has to move because of it (W3)."""
@@ -587,10 +594,8 @@ class Policy:
                 out += self._size(engine, spec)
         gain = sum(work[n] for n in known)
         moved = sum(inputs.values()) + out
-        unknown = until - max(first, scan)
-        if unknown > 0:
-            gain += density * unknown
-        price = self.costs.start + MOVE_FACTOR * moved / self.costs.bandwidth
+        gain += sum(each[task] for task in tasks if task not in work)
+        price = self.costs.start + moved / self.costs.bandwidth
         return gain >= price
 
     def _leaves(self, engine: Engine, spec: TaskSpec, own: Container[int]) -> bool:
