@@ -70,6 +70,10 @@ LOAD_AHEAD = 512
 FETCH_BYTES = 256 * 1024 * 1024
 """Bytes of inputs to hold for the running and the next tasks. With a quarter of it, a product of
 matrices in blocks of 8 MB reads most of them again."""
+FETCH_BATCH = 16 * 1024 * 1024
+"""Bytes of one Fetch: the first tasks do not wait for the inputs of the last ones."""
+FETCH_FLIGHT = 2
+"""Fetches in flight: more would only hold up what is written meanwhile."""
 FETCH_MOST = 4096
 FETCH_FIRST = 32
 """Objects to read while nothing is known of their size."""
@@ -184,6 +188,9 @@ class Advice(Protocol):
     def seconds_of(self, task: TaskSpec) -> float:
         """How long a task is expected to run; infinite if nothing is known."""
 
+    def bytes_of(self, task: TaskSpec) -> float:
+        """About how large its output is; 0 if nothing is known."""
+
     def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
         """With nothing else to do: the fan-ins to probe before what they wait for is written."""
 
@@ -192,6 +199,10 @@ class NoAdvice:
     """As if everything took no time and were small."""
 
     def seconds_of(self, task: TaskSpec) -> float:
+        """See `Advice`."""
+        return 0.0
+
+    def bytes_of(self, task: TaskSpec) -> float:
         """See `Advice`."""
         return 0.0
 
@@ -238,6 +249,7 @@ class Engine:
     _handed: set[int]
     _loading: set[int]
     _fetching: set[int]
+    _flights: int  # Fetches that were not answered yet.
     _running: bool
     _trim_pending: bool
 
@@ -306,6 +318,7 @@ class Engine:
     def fetched(self, sizes: Mapping[int, int]) -> None:
         """Objects that are in memory now, with their bytes."""
         self._fetching.difference_update(sizes)
+        self._flights -= 1
         mean = sum(sizes.values()) / max(1, len(sizes))
         self._object_bytes = max(mean, self._object_bytes / 2)
         stored = [number for number in sizes if number not in self._left]
@@ -533,7 +546,7 @@ class Engine:
         self._scheduled, self._made, self._undone = set(), [], {}
         self._left, self._need, self._unread = {}, {}, set()
         self._published, self._handed = set(), set()
-        self._loading, self._fetching = set(), set()
+        self._loading, self._fetching, self._flights = set(), set(), 0
         self._running = False
         self._trim_pending = False
 
@@ -581,18 +594,32 @@ class Engine:
         most = FETCH_FIRST
         if self._object_bytes:
             most = int(min(FETCH_MOST, FETCH_BYTES / self._object_bytes))
-        wanted: list[int] = []
-        while self._window < self._ahead:
-            spec = self._specs.get(self._frontier[self._window])
-            if spec is None:
+        while self._window < self._ahead and self._flights < FETCH_FLIGHT:
+            wanted: list[int] = []
+            held = 0.0
+            while self._window < self._ahead and held < FETCH_BATCH:
+                spec = self._specs.get(self._frontier[self._window])
+                if spec is None:
+                    break
+                objects = spec.inputs + spec.literals
+                if self._window > self._head and len(self._need) + len(objects) > most:
+                    break
+                self._window += 1
+                missing = self._want(objects)
+                wanted += missing
+                held += sum(map(self._bytes_of, missing))
+            if not wanted:
                 break
-            objects = spec.inputs + spec.literals
-            if self._window > self._head and len(self._need) + len(objects) > most:
-                break
-            self._window += 1
-            wanted += self._want(objects)
-        if wanted:
-            self._actions.append(Fetch(tuple(wanted)))
+            self._ask_for(wanted)
+
+    def _bytes_of(self, number: int) -> float:
+        """About how large an object is that is to be fetched."""
+        spec = self._specs.get(number)
+        return (self._advice.bytes_of(spec) if spec else 0.0) or self._object_bytes
+
+    def _ask_for(self, objects: Sequence[int]) -> None:
+        self._flights += 1
+        self._actions.append(Fetch(tuple(objects)))
 
     def _want(self, objects: Iterable[int]) -> list[int]:
         """Note that a task will read these objects; those that have to be fetched for it."""
@@ -659,7 +686,7 @@ class Engine:
         if spec.number not in self._fed:
             self._fed.add(spec.number)
             if missing := self._want(spec.literals):
-                self._actions.append(Fetch(tuple(missing)))
+                self._ask_for(missing)
         if self._kept.issuperset(spec.literals):
             self._fed.discard(spec.number)
             return False

@@ -25,8 +25,9 @@ BLIND_STARTS = 2
 """An unseen task counts for nothing until it has run or waited for as many starts (W1),"""
 BLIND_STARTS_FAN_IN = 4
 """and for as many if its output, whose size nobody knows, will have to travel."""
-LEAST_SPARE = 2
-"""Starts that the work has to be worth beyond those it pays (W2)."""
+SHARED, LEAST_SPARE = 0.9, 1
+"""As many executors as so much of the work is worth starts, less so many (W2): the last ones cost
+the most for what they bring."""
 LOOK_MOST = 2048
 """Tasks of the plan that one look takes in; the rest is taken to be like them."""
 LOOK_SHARE = 0.05
@@ -176,6 +177,11 @@ class Policy:
         """How long a task is expected to run; infinite if none of its name has."""
         estimate = self.estimates.get(task.name)
         return math.inf if estimate is None or self._hold is not None else estimate.seconds
+
+    def bytes_of(self, task: TaskSpec) -> float:
+        """About how large the output of a task is that was made elsewhere; 0 if nothing is known."""
+        estimate = self.estimates.get(task.name)
+        return 0.0 if estimate is None else estimate.size
 
     def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
         """Fan-ins that wait for something large from here (W6)."""
@@ -371,7 +377,7 @@ class Policy:
         work, own = self._work(engine, queue, scan, now, running)
         stay = {task for task in queue if self._stays(engine, task, work)}
         total = sum(own.values())
-        most = total / start - LEAST_SPARE
+        most = SHARED * total / start - LEAST_SPARE
         self._next_offer = now + pause * (1 + self._jitter / 2)
         self.again = min(self.again, self._next_offer)
         if most < 1:
