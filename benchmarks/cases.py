@@ -74,7 +74,8 @@ def gemm(blocks: int) -> tuple[Graph, list[str]]:
                 graph[f"matmul-{i}-{j}-{k}"] = (f"random-x-{i}-{k}", f"random-y-{k}-{j}")
                 products.append(f"matmul-{i}-{j}-{k}")
             graph[f"add-{i}-{j}"] = products
-            sums.append(f"add-{i}-{j}")
+            graph[f"chunk-{i}-{j}"] = (f"add-{i}-{j}",)
+            sums.append(f"chunk-{i}-{j}")
     graph["sum-0"] = sums
     return graph, ["sum-0"]
 
@@ -109,8 +110,8 @@ def rooted(width: int) -> tuple[Graph, list[str]]:
     return fork_joins(1, width)
 
 
-GEMM_SECONDS = {"random": 0.002, "matmul": 0.005, "add": 0.004, "sum": 0.001}
-GEMM_BYTES = {"random": 2 * MB, "matmul": 2 * MB, "add": 2 * MB, "sum": SMALL}
+GEMM_SECONDS = {"random": 0.002, "matmul": 0.005, "add": 0.004, "chunk": 0.001, "sum": 0.001}
+GEMM_BYTES = {"random": 2 * MB, "matmul": 2 * MB, "add": 2 * MB, "chunk": SMALL, "sum": SMALL}
 TSQR_SECONDS = {
     "random": 0.05, "qr": 0.3, "r": 1e-5, "q": 1e-5, "stack": 0.001, "inner": 0.05,
     "part": 1e-5, "dot": 0.1, "norm": 0.001, "total": 0.001,

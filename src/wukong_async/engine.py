@@ -191,8 +191,10 @@ class Advice(Protocol):
     def bytes_of(self, task: TaskSpec) -> float:
         """About how large its output is; 0 if nothing is known."""
 
-    def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
-        """With nothing else to do: the fan-ins to probe before what they wait for is written."""
+    def at_last(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]]
+    ) -> tuple[Iterable[int], Iterable[int]]:
+        """With nothing else to do: fan-ins to tell first, and to probe before all is written."""
 
 
 class NoAdvice:
@@ -206,9 +208,11 @@ class NoAdvice:
         """See `Advice`."""
         return 0.0
 
-    def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
+    def at_last(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]]
+    ) -> tuple[Iterable[int], Iterable[int]]:
         """See `Advice`."""
-        return ()
+        return (), ()
 
 
 class Engine:
@@ -568,7 +572,7 @@ class Engine:
             self._load()  # While these run, what they lead to is read.
             self._fetch()
         elif not (self._loading or self._fetching or self._next or self._sent):
-            if not self.share(probe=self._advice.probe_at_last(self._pending)):
+            if not self.share(*self._advice.at_last(self._pending)):
                 self._end_round()
 
     def _load(self) -> None:

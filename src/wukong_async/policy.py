@@ -38,6 +38,8 @@ KEEP_TIMES = 8
 """Shipping costs for which a large output is kept, while there is other work."""
 CUT_SLACK = 0.35
 """How much larger or smaller than its share a group may be if less has to be moved so."""
+LAST_BYTES = 4e6
+"""With more than this to be written at the end, what is much smaller is told before."""
 ASK_STARTS = 4
 """Starts between two questions for free slots (W5)."""
 SCAN_SECONDS = 2e-6
@@ -183,16 +185,28 @@ class Policy:
         estimate = self.estimates.get(task.name)
         return 0.0 if estimate is None else estimate.size
 
-    def probe_at_last(self, pending: Mapping[int, Sequence[tuple[int, int]]]) -> Iterable[int]:
-        """Fan-ins that wait for something large from here (W6)."""
+    def at_last(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]]
+    ) -> tuple[Iterable[int], Iterable[int]]:
+        """With nothing else to do: fan-ins to tell first, and to probe before all is written (W6).
+
+        What is large is probed once more. What is small need not wait until that is written.
+        """
         if self.alone or self._hold is not None:
-            return ()
+            return (), ()
         recently = self._looked - SMALL_TRIPS * self.costs.round_trip
-        return [
-            c
-            for c, edges in pending.items()
-            if any(self._is_large(d) for _, d in edges) and self._probed.get(c, -1.0) < recently
-        ]
+        large = {c for c, edges in pending.items() if any(self._is_large(d) for _, d in edges)}
+        probe = [c for c in large if self._probed.get(c, -1.0) < recently]
+        size = sum(self._sizes.get(d, 0.0) for c in large for _, d in pending[c])
+        first: list[int] = []
+        if size > LAST_BYTES:
+            first = [
+                c
+                for c, edges in pending.items()
+                if edges and sum(self._sizes.get(d, 0.0) for _, d in edges) < size / 8
+            ]
+            probe = [c for c in probe if c not in first]
+        return first, probe
 
     # Facts ------------------------------------------------------------------------------------
 
