@@ -34,7 +34,7 @@ def _by_name(figures: float | Mapping[str, float]) -> Callable[[str], float]:
 def independent(count: int) -> tuple[Graph, list[str]]:
     """A map without an end."""
     keys = [f"map-{i}" for i in range(count)]
-    return {key: () for key in keys}, keys
+    return dict.fromkeys(keys, ()), keys
 
 
 def fork_joins(stages: int, width: int) -> tuple[Graph, list[str]]:
@@ -42,7 +42,7 @@ def fork_joins(stages: int, width: int) -> tuple[Graph, list[str]]:
     graph: Graph = {"join-0": ()}
     for stage in range(1, stages + 1):
         forks = [f"fork-{stage}-{i}" for i in range(width)]
-        graph.update({key: (f"join-{stage - 1}",) for key in forks})
+        graph.update(dict.fromkeys(forks, (f"join-{stage - 1}",)))
         graph[f"join-{stage}"] = forks
     return graph, [f"join-{stages}"]
 
@@ -50,7 +50,7 @@ def fork_joins(stages: int, width: int) -> tuple[Graph, list[str]]:
 def tree(leaves: int) -> tuple[Graph, list[str]]:
     """A binary reduction of tasks."""
     level = [f"leaf-{i}" for i in range(leaves)]
-    graph: Graph = {key: () for key in level}
+    graph: Graph = dict.fromkeys(level, ())
     depth = 0
     while len(level) > 1:
         depth += 1

@@ -117,12 +117,10 @@ class World:
         self.moved = 0.0
         self.idle = 0.0
         self.estimates = {} if case.blind else known(case, self.plan)
-        expected = sum(e.seconds * e.count for e in self.estimates.values())
-        leaves = self.plan.leaves
-        count = first_groups(
-            leaves, len(self.plan), expected, case.place.costs, case.place.slots, leaf_batch
+        each = [self.estimates.get(spec.name) for spec in self.specs] if self.estimates else []
+        self.groups = first_groups(
+            self.plan.specs, each, case.place.costs, case.place.slots, leaf_batch
         )
-        self.groups = self.plan.groups(count)
 
     def after(self, delay: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._order), event))

@@ -11,10 +11,15 @@ are None for most tasks.
 
 from __future__ import annotations
 
+import re
+import sys
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeAlias
+
+from dask.utils import key_split
 
 from wukong_async import wire
 from wukong_async.collector import collector_paused
@@ -55,17 +60,31 @@ class PlanFacts:
     part_size: int
     ttl: float
     """Seconds that an object may live without being extended."""
+    hold: float | None = None
+    """What `wukong.hold` says."""
+    seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What is remembered of tasks by name, and of the place: see `policy.remembered`."""
 
     def pack(self) -> bytes:
         """As `create` takes them."""
         return wire.pack(
-            [list(self.starts), list(self.edges), self.inline_limit, self.part_size, self.ttl]
+            [
+                list(self.starts),
+                list(self.edges),
+                self.inline_limit,
+                self.part_size,
+                self.ttl,
+                self.hold,
+                dict(self.seen),
+            ]
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The inverse of `pack`."""
-        return cls(*wire.unpack(data))
+        starts, edges, inline_limit, part_size, ttl, hold, seen = wire.unpack(data)
+        figures = {name.decode(): each for name, each in seen.items()}
+        return cls(starts, edges, inline_limit, part_size, ttl, hold, figures)
 
 
 NO_LIMITS = Limits()
@@ -140,8 +159,11 @@ def decode(frame: bytes, first: int, edge: int) -> Block:
                     inputs = tuple(dict.fromkeys(inputs))
                 limits = NO_LIMITS if limits is None else Limits(*limits)
                 limited = limits.timeout is not None
+                name = name_of(getattr(node, "key", None))
                 specs.append(
-                    TaskSpec(number, inputs, consumers, degrees, requested, literals, edge, limited)
+                    TaskSpec(
+                        number, inputs, consumers, degrees, requested, literals, edge, limited, name
+                    )
                 )
                 edge += len(consumers)
                 programs[number] = Program(node, names, sources, constants, limits)
@@ -149,6 +171,26 @@ def decode(frame: bytes, first: int, edge: int) -> Block:
             cause = error.__cause__ if isinstance(error, wire.ItemError) else error
             raise Unreadable(first + len(specs)) from cause
     return Block(specs, programs)
+
+
+TOKEN = re.compile(r"-[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$")
+"""What Dask puts behind the name: a hash, or a UUID."""
+
+
+def name_of(key: Hashable) -> str:
+    """What tasks that do the same are called: Dask's key without what tells them apart."""
+    head = key[0] if type(key) is tuple and key else key
+    if type(head) is str:
+        if len(head) > 37 and head[-37] == "-":  # A UUID, as `delayed` makes them: each is new.
+            return sys.intern(head[:-37])
+        return _name_of(head)
+    return "" if head is None else type(head).__name__
+
+
+@lru_cache(10_000)
+def _name_of(head: str) -> str:
+    short = TOKEN.sub("", head)
+    return sys.intern(str(key_split(short)) if short == head else short)
 
 
 def block_of(starts: Sequence[int], task: int) -> int:

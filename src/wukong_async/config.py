@@ -73,6 +73,19 @@ class Settings:
     max_concurrency: int = _setting(
         1000, "Concurrency slots: most executors of one job that may run at the same time."
     )
+    leaf_batch: int | None = _setting(
+        None,
+        "Tasks without inputs that each first executor is given; default: as many executors begin"
+        " as the job is expected to be worth.",
+    )
+    hold: float | None = _setting(
+        None,
+        "How long a ready task waits before it is offered to another executor, and an output before"
+        " it is written; default: what is worth it, by what has been measured. 0, with"
+        " `leaf_batch` 1, is how the Wukong paper does it.",
+        "seconds",
+        least=0,
+    )
     max_attempts: int = _setting(
         3, "Begins of an executor without progress before the job fails with ExecutorLost."
     )
@@ -118,13 +131,15 @@ class Settings:
             value = getattr(self, spec.name)
             # Written so that nan is in no range.
             timed = spec.type == "float" or (spec.type == "float | None" and value is not None)
-            if timed and not 0 < value <= MOST:
+            if timed and not (0 < value <= MOST or value == least == 0):
+                sign = "not negative" if least == 0 else "positive"
                 raise ConfigError(
-                    f"wukong.{spec.name} must be positive and at most {MOST} s, not {value}."
+                    f"wukong.{spec.name} must be {sign} and at most {MOST} s, not {value}."
                 )
-            if spec.type == "int" and value < least:
+            counted = spec.type == "int" or (spec.type == "int | None" and value is not None)
+            if counted and value < least:
                 raise ConfigError(f"wukong.{spec.name} must be at least {least}, not {value}.")
-            if spec.type == "int" and value > most:
+            if counted and value > most:
                 raise ConfigError(f"wukong.{spec.name} must be at most {most}, not {value}.")
         if self.ttl < 2 * self.lease:
             raise ConfigError(

@@ -258,7 +258,7 @@ class Engine:
     _trim_pending: bool
 
     def __init__(self, advice: Advice | None = None, run_seconds: float = 1.0) -> None:
-        self._advice = advice or NoAdvice()
+        self.advice: Advice = advice or NoAdvice()
         self.run_seconds = run_seconds
         self.state = State.BEGIN
         self.generation = 0
@@ -572,7 +572,7 @@ class Engine:
             self._load()  # While these run, what they lead to is read.
             self._fetch()
         elif not (self._loading or self._fetching or self._next or self._sent):
-            if not self.share(*self._advice.at_last(self._pending)):
+            if not self.share(*self.advice.at_last(self._pending)):
                 self._end_round()
 
     def _load(self) -> None:
@@ -619,7 +619,7 @@ class Engine:
     def _bytes_of(self, number: int) -> float:
         """About how large an object is that is to be fetched."""
         spec = self._specs.get(number)
-        return (self._advice.bytes_of(spec) if spec else 0.0) or self._object_bytes
+        return (self.advice.bytes_of(spec) if spec else 0.0) or self._object_bytes
 
     def _ask_for(self, objects: Sequence[int]) -> None:
         self._flights += 1
@@ -660,7 +660,7 @@ class Engine:
             else:
                 break
             steps.append(Step(spec.number, self._schedule(spec)))
-            seconds -= self._advice.seconds_of(spec)
+            seconds -= self.advice.seconds_of(spec)
             if spec.limited:
                 break
         self._undone = dict(steps)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Self
@@ -56,12 +57,46 @@ def mismatch(client: Mapping[str, str], function: Mapping[str, str]) -> str | No
 
 
 @dataclass(frozen=True, slots=True)
+class Hints:
+    """What whoever invokes an executor knows of its work. Nothing of it has to be true."""
+
+    sent: float
+    """When, in seconds since the epoch."""
+    first: int
+    until: int
+    """The tasks of the plan, first and last + 1, that nobody else was given."""
+    alone: bool = False
+    """Whether no other executor has ever existed."""
+    seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """See `policy.remembered`."""
+
+    @classmethod
+    def from_event(cls, found: object) -> Self | None:
+        """As they stand in an event; None if there are none that make sense."""
+        match found:
+            case [int() | float() as sent, int(first), int(until), bool(alone), dict(seen)] if all(
+                isinstance(figures, list)
+                and len(figures) in (3, 4)
+                and all(map(_is_plain, figures))
+                for figures in seen.values()
+            ):
+                return cls(float(sent), first, until, alone, seen)
+        return None
+
+
+def _is_plain(figure: object) -> bool:
+    return isinstance(figure, int | float) and 0 <= figure < math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class Invocation:
     """Begin `executor` of job `job_id`."""
 
     job_id: str
     executor: str
     versions: Mapping[str, str] = field(default_factory=versions)
+    hints: Hints | None = None
+    """What is not needed, but saves time."""
 
     def to_json(self) -> bytes:
         """The event."""
@@ -71,6 +106,7 @@ class Invocation:
                 "job": self.job_id,
                 "executor": self.executor,
                 "versions": dict(self.versions),
+                **({"hints": astuple(self.hints)} if self.hints else {}),
             },
             separators=(",", ":"),
         ).encode()
@@ -90,8 +126,9 @@ class Invocation:
                 "job": str(job_id),
                 "executor": str(executor),
                 "versions": dict(client),
+                **rest,
             } if version == FORMAT:
-                return cls(job_id, executor, client)
+                return cls(job_id, executor, client, Hints.from_event(rest.get("hints")))
         raise InvocationError(
             f"This event is not an invocation of wukong-async (format {FORMAT}): {event!r:.200}"
         )

@@ -12,15 +12,23 @@ its own price. The rules, W1 to W6, are numbered in the comments as in the desig
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 
 from wukong_async.engine import Engine
 from wukong_async.protocol import TaskSpec
 
 LASTING = 64
 """An estimate is the mean of about as many last tasks of a name."""
+RECENT = 4
+"""A cost is the mean of about as many last measurements."""
+REMEMBERED = 4
+"""What is remembered from other jobs counts as much as so many tasks of this one."""
+MOST_NAMES = 200
+"""Names that are remembered, those that took the longest in all."""
 BLIND_STARTS = 2
 """An unseen task counts for nothing until it has run or waited for as many starts (W1),"""
 BLIND_STARTS_FAN_IN = 4
@@ -38,6 +46,8 @@ KEEP_TIMES = 8
 """Shipping costs for which a large output is kept, while there is other work."""
 CUT_SLACK = 0.35
 """How much larger or smaller than its share a group may be if less has to be moved so."""
+LEAST_MOVED = 16 * 1024
+"""Bytes that are worth counting as moved."""
 LAST_BYTES = 4e6
 """With more than this to be written at the end, what is much smaller is told before."""
 ASK_STARTS = 4
@@ -63,12 +73,28 @@ class Costs:
         """Seconds to write, or to read, an output of this size."""
         return self.round_trip + size / self.bandwidth
 
-    def blended(self, **measured: float) -> Costs:
-        """With measurements: moving averages over about the last four."""
-        changes = {
-            n: getattr(self, n) + (seen - getattr(self, n)) / 4 for n, seen in measured.items()
-        }
-        return replace(self, **changes)
+
+class Meter:
+    """Costs as they are measured, which a warm sandbox keeps: moving averages.
+
+    Until something is measured here, what somebody else has measured is believed.
+    """
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+        self._counts: Counter[str] = Counter()
+
+    def believe(self, costs: Costs) -> None:
+        """What others have found."""
+        heard = {n: value for n, value in asdict(costs).items() if not self._counts[n]}
+        self.costs = replace(self.costs, **heard)
+
+    def saw(self, name: str, value: float) -> None:
+        """One of the costs was measured."""
+        self._counts[name] = min(self._counts[name] + 1, RECENT)
+        before = getattr(self.costs, name)
+        after = before + (value - before) / self._counts[name]
+        self.costs = replace(self.costs, **{name: after})
 
 
 @dataclass(slots=True)
@@ -85,6 +111,25 @@ class Estimate:
         self.count = min(self.count + 1, LASTING)
         self.seconds += (seconds - self.seconds) / self.count
         self.size += (size - self.size) / self.count
+
+
+def remembered(estimates: Mapping[str, Estimate], costs: Costs) -> dict[str, list[float]]:
+    """What others should know, as it travels; the costs go under no name."""
+    longest = sorted(estimates.items(), key=lambda item: -item[1].count * item[1].seconds)
+    seen = {name: [e.count, e.seconds, e.size] for name, e in longest[:MOST_NAMES] if name}
+    return {**seen, "": [costs.start, costs.round_trip, costs.bandwidth, costs.invoke]}
+
+
+def recalled(
+    seen: Mapping[str, Sequence[float]], most: int = REMEMBERED
+) -> tuple[dict[str, Estimate], Costs | None]:
+    """The inverse of `remembered`; counts are at most `most`."""
+    estimates = {
+        name: Estimate(int(min(count, most)), seconds, size)
+        for name, (count, seconds, size) in ((n, f[:3]) for n, f in seen.items() if n)
+    }
+    costs = seen.get("")
+    return estimates, Costs(*costs) if costs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -641,24 +686,68 @@ class Policy:
 
 
 def first_groups(
-    leaves: Sequence[int],
-    tasks: int,
-    seconds: float,
+    specs: Sequence[TaskSpec],
+    estimates: Sequence[Estimate | None],
     costs: Costs,
     slots: int,
     leaf_batch: int | None = None,
-) -> int:
-    """How many executors begin a job: as many as its leaves are worth (W2).
+) -> list[list[int]]:
+    """The leaves of the executors that begin a job, in contiguous groups.
+
+    As many as the work is worth that is known (W2), each with as much of it; one, where nothing is
+    known, or where more would have to be moved between them than they bring.
 
     Parameters
     ----------
-    seconds
-        What all tasks are expected to take, as far as that is known.
+    specs
+        The tasks of the plan.
+    estimates
+        What is known of each of them; may be empty.
     leaf_batch
         Leaves for each, instead.
     """
+    leaves = [spec.number for spec in specs if not spec.inputs]
     if leaf_batch is not None:
-        wanted = math.ceil(len(leaves) / leaf_batch)
-    else:
-        wanted = int(seconds / costs.start - LEAST_SPARE)
-    return max(1, min(wanted, len(leaves), slots))
+        count = min(math.ceil(len(leaves) / leaf_batch), slots, len(leaves))
+        bounds = [round(len(leaves) * i / count) for i in range(count + 1)]
+        return [leaves[a:b] for a, b in pairwise(bounds)]
+    seconds = [e.seconds if e else 0.0 for e in estimates]
+    total = sum(seconds)
+    count = int(min(SHARED * total / costs.start - LEAST_SPARE, slots, len(leaves)))
+    while count > 1:
+        groups = _by_work(leaves, seconds, total / count)
+        if _moved(specs, estimates, groups) / costs.bandwidth <= total / (len(groups) + 1):
+            return groups
+        count //= 2
+    return [leaves]
+
+
+def _by_work(leaves: Sequence[int], seconds: Sequence[float], share: float) -> list[list[int]]:
+    """Leaves in groups with about as much work each, what follows them in the plan included."""
+    before = [0.0, *accumulate(seconds)]
+    groups: list[list[int]] = [[]]
+    for leaf in leaves:
+        if groups[-1] and before[leaf] >= share * len(groups):
+            groups.append([])
+        groups[-1].append(leaf)
+    return groups
+
+
+def _moved(
+    specs: Sequence[TaskSpec], estimates: Sequence[Estimate | None], groups: Sequence[Sequence[int]]
+) -> float:
+    """Bytes that each group would have to write for others, and read, if it ran all up to the next
+    one; of the one for which they are the most.
+    """
+    starts = [group[0] for group in groups]
+    moved = [0.0] * len(groups)
+    for spec, estimate in zip(specs, estimates, strict=True):
+        if estimate is None or estimate.size < LEAST_MOVED:
+            continue
+        own = max(bisect_right(starts, spec.number) - 1, 0)
+        others = {bisect_right(starts, consumer) - 1 for consumer in spec.consumers} - {own}
+        if others:
+            moved[own] += estimate.size
+            for other in others:
+                moved[other] += estimate.size
+    return max(moved)

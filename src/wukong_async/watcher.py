@@ -20,7 +20,7 @@ from typing import Self
 from wukong_async import failure
 from wukong_async.blocks import PlanFacts, block_of
 from wukong_async.errors import FunctionNotFound, InvocationError, StoreError
-from wukong_async.invocation import Invocation, versions
+from wukong_async.invocation import Hints, Invocation, versions
 from wukong_async.invoker import Invoker
 from wukong_async.loops import times_cancelled
 from wukong_async.protocol import JobState, Outcome, Watch
@@ -82,9 +82,12 @@ class Watcher:
             ping.cancel()
             await asyncio.gather(ping, return_exceptions=True)
 
-    async def invoke(self, executors: Sequence[str]) -> None:
+    async def invoke(
+        self, executors: Sequence[str], hints: Mapping[str, Hints] | None = None
+    ) -> None:
         """Tell executors to look at their records."""
-        events = [Invocation(self._store.job_id, x, self._versions).to_json() for x in executors]
+        job_id, speaks, told = self._store.job_id, self._versions, hints or {}
+        events = [Invocation(job_id, x, speaks, told.get(x)).to_json() for x in executors]
         self.invocations += len(events)
         await self._fire(events)
 

@@ -16,10 +16,11 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from traceback import FrameSummary, clear_frames
 from typing import Any, Literal, TypeVar
@@ -43,14 +44,24 @@ from wukong_async.engine import (
     Publish,
     Run,
     Send,
+    State,
     Step,
 )
 from wukong_async.errors import SerializationError, StoreFull, WukongError
-from wukong_async.executor.memory import PlanCache, Values, goes_once, limit_mb, resident_mb
+from wukong_async.executor.memory import (
+    MB,
+    PlanCache,
+    Values,
+    goes_once,
+    limit_mb,
+    resident_mb,
+    size_of,
+)
 from wukong_async.executor.worker import Worker
-from wukong_async.invocation import Invocation, mismatch, versions
+from wukong_async.invocation import Hints, Invocation, mismatch, versions
 from wukong_async.last_words import LastWords
 from wukong_async.loops import plain
+from wukong_async.policy import LASTING, Meter, Policy, Running, recalled, remembered
 from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
 from wukong_async.store.job import BATCH_BYTES
@@ -60,9 +71,17 @@ log = logging.getLogger("wukong.executor")
 
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
+LEAST_METERED = 256 * 1024
+"""Bytes whose way tells the bandwidth."""
+LONGEST_START = 60.0
+"""Seconds from an event to the first task; what took longer was queued, or is another clock's."""
 COMMIT_BYTES = 16 * 1024 * 1024
 """Inline values of one commit; the others go to the data shards, or a wide round of small outputs
 would be one script argument of gigabytes."""
+LEAST_PAUSE = 0.0005
+"""Seconds between two looks of the policy."""
+LEAST_RUN = 0.001
+"""Seconds that a Run is worth: handing it to the thread takes a twentieth of that."""
 TICK = 1.0
 """Seconds between two renewals, at most: so soon an executor hears that its job is over."""
 HAND_OVER_SHARE, HAND_OVER_MOST = 0.2, 30.0
@@ -117,6 +136,10 @@ class Progress:
 
     steps: Sequence[Step]
     ran: int = 0
+    ends: list[float] = field(default_factory=list)
+    """When each of those that have run was through, by the monotonic clock."""
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of their outputs."""
     tries: Counter[int] = field(default_factory=Counter)
     """How often tasks have failed."""
     half_done: Counter[int] = field(default_factory=Counter)
@@ -162,6 +185,8 @@ class Incarnation:
     invoke
         Sends events; it does not matter whether they arrive. With none of them it gets ready to,
         which takes a second.
+    meter
+        What sharing costs here.
     """
 
     def __init__(
@@ -174,8 +199,10 @@ class Incarnation:
         request_id: str,
         remaining: float,
         invoke: Callable[[Sequence[Invocation]], Awaitable[None]],
+        meter: Meter,
     ) -> None:
         self._invocation = invocation
+        self._meter = meter
         self._executor = invocation.executor
         self._store = store
         self._cache = cache
@@ -204,6 +231,10 @@ class Incarnation:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = PlanFacts((), (), 0, 0, 0.0)
+        self._policy = Policy(meter.costs, {}, inline_limit=0, span=(0, 0))
+        self._timer: asyncio.TimerHandle | None = None
+        self._resident = 0
+        self._invited: Sequence[tuple[Sequence[int], int]] = ()
 
     def __repr__(self) -> str:
         return f"<Incarnation {self._executor} of {self._store.job_id}: {self._engine!r}>"
@@ -225,6 +256,8 @@ class Incarnation:
             raise plain(many) from None
         finally:
             self._stop.set()
+            if self._timer is not None:
+                self._timer.cancel()
             self._limited.close()
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
@@ -237,6 +270,7 @@ class Incarnation:
     async def _obey(self, group: asyncio.TaskGroup) -> Status:
         while True:
             self._wake.clear()
+            self._share()
             for action in self._engine.next_actions():
                 match action:
                     case Exit(reason):
@@ -251,11 +285,9 @@ class Incarnation:
                     case Drop(objects):
                         self._values.drop(objects)
                     case Invoke(sequence, offers):
-                        await self._invoke_all(
-                            [child_name(self._executor, sequence, index) for index in offers]
-                        )
+                        group.create_task(self._invoke_children(sequence, offers))
                     case InvokeAgain():
-                        await self._invoke_all([self._executor])
+                        await self._invoke_all({self._executor: None})
                     case _:
                         self._start(group, action)
             await self._wake.wait()
@@ -288,12 +320,99 @@ class Incarnation:
         told = {task for task, _ in commit.publish} - commit.held
         self._payloads = {t: kept[t] for t in kept if t not in told}
         generation = self._engine.generation
+        offered = self._policy.offered
+        started = time.monotonic()
         reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
+        now = time.monotonic()
+        if len(body) < LEAST_METERED:
+            self._saw("round_trip", now - started)
+        self._invited = offered if commit.offers else []
+        self._policy.replied(self._engine, reply.accepted, now)
         self._engine.replied(reply)
 
-    async def _invoke_all(self, executors: Sequence[str]) -> None:
+    async def _invoke_children(self, sequence: int, offers: Sequence[int]) -> None:
+        seen = remembered(self._policy.estimates, self._meter.costs)
+        hints: dict[str, Hints | None] = {}
+        for index in offers:
+            name = child_name(self._executor, sequence, index)
+            hints[name] = None
+            if index < len(self._invited):
+                group, until = self._invited[index]
+                hints[name] = Hints(time.time(), group[0], until, seen=seen)
+        await self._invoke_all(hints)
+
+    async def _invoke_all(self, executors: Mapping[str, Hints | None]) -> None:
         job, client = self._store.job_id, self._invocation.versions
-        await self._invoke([Invocation(job, executor, client) for executor in executors])
+        await self._invoke(
+            [Invocation(job, executor, client, hints) for executor, hints in executors.items()]
+        )
+
+    # Sharing ----------------------------------------------------------------------------------
+
+    def _share(self) -> None:
+        """Say to others what the policy says, if anything, and look again when it wants to."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        engine, now = self._engine, time.monotonic()
+        if engine.state is not State.WORK:
+            return
+        sharing = self._policy.look(engine, now, self._now_running())
+        if sharing is not None and sharing.ask:
+            engine.ask()
+        elif sharing is not None:
+            engine.share(sharing.arrive, sharing.probe, sharing.offers)
+        again = self._policy.again
+        if again < math.inf:
+            pause = max(again - now, LEAST_PAUSE)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._wake.set)
+
+    def _now_running(self) -> Running | None:
+        progress = self._progress
+        task = progress.task if self._running is not None else None
+        if task is None:
+            return None
+        since = progress.ends[-1] if progress.ends else progress.began
+        if not since < math.inf:
+            return None
+        grown = max(0, resident_mb() - self._resident) * MB if self._resident else 0
+        return Running(task, since, float(grown))
+
+    def _saw(self, name: str, value: float) -> None:
+        self._meter.saw(name, value)
+        self._policy.costs = self._meter.costs
+        self._engine.run_seconds = max(LEAST_RUN, self._meter.costs.start / 2)
+
+    def _get_policy(self, begun: Begun) -> None:
+        """What is known about when to share."""
+        hints = self._invocation.hints
+        facts = self._facts
+        estimates, costs = recalled(facts.seen)
+        if costs is not None:
+            self._meter.believe(costs)
+        if hints is not None:
+            heard, costs = recalled(hints.seen, LASTING)
+            estimates |= heard
+            if costs is not None:
+                self._meter.believe(costs)
+            latency = time.time() - hints.sent
+            if begun.generation == 1 and 0 < latency < LONGEST_START:
+                self._saw("start", latency)
+        fresh = hints is not None and begun.generation == 1
+        frontier = begun.frontier or (0,)
+        self._policy = Policy(
+            self._meter.costs,
+            estimates,
+            inline_limit=facts.inline_limit,
+            span=(hints.first, hints.until)
+            if hints and fresh
+            else (min(frontier), max(frontier) + 1),
+            alone=hints.alone if hints and fresh else False,
+            hold=facts.hold,
+            jitter=int(self._nonce, 16) / 16 ** len(self._nonce),
+        )
+        self._engine.advice = self._policy
+        self._engine.run_seconds = max(LEAST_RUN, self._meter.costs.start / 2)
 
     # Life -------------------------------------------------------------------------------------
 
@@ -307,6 +426,7 @@ class Incarnation:
             self._fail(failure.versions_differ(difference))
             return
         self._facts = PlanFacts.unpack(begun.facts)
+        self._get_policy(begun)
         duties = (self._renew(min(begun.lease / 3, TICK)), self._get_ready(), self._hand_over())
         for duty in duties:
             self._tasks.add(group.create_task(duty))
@@ -426,7 +546,9 @@ class Incarnation:
 
     async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
         """Objects of the store, as (size, value), and those that it has lost."""
+        started = time.monotonic()
         frames = await self._store.read(objects) if objects else {}
+        self._metered(sum(len(frame) for frame in frames.values() if frame), started)
         lost = [number for number, frame in frames.items() if frame is None]
         there = {number: frame for number, frame in frames.items() if frame is not None}
         frames.clear()
@@ -518,6 +640,9 @@ class Incarnation:
         if not await self._fresh([task for task, _ in steps]):
             return
         progress = self._progress = Progress(steps)
+        first = self._engine.spec(steps[0].task)
+        unseen = first is not None and first.name not in self._policy.estimates
+        self._resident = resident_mb() if unseen else 0
         limits = self._cache.programs[steps[0].task].limits
         if limits.timeout is None:
             failed = await self._run_unlimited(progress)
@@ -527,12 +652,28 @@ class Incarnation:
             # The thread that was given up goes on with the values as they were.
             self._values = self._values.copy()
         self._ran += progress.ran
+        self._tell_policy(progress)
         if isinstance(failed, Failed):
             await self._fail_for(failed)
         elif progress.task is None or not self._pause.is_set():
             self._engine.ran(progress.ran)
         else:
             await self._cut_short(progress, failed)
+
+    def _tell_policy(self, progress: Progress) -> None:
+        """What has been seen of the tasks that have run."""
+        tasks = [step.task for step in progress.steps[: progress.ran]]
+        times = pairwise([progress.began, *progress.ends])
+        seconds = [after - before for before, after in times]
+        if len(seconds) == len(tasks):
+            ran = zip(tasks, seconds, progress.sizes, strict=True)
+            self._policy.ran(self._engine, ran, time.monotonic())
+
+    def _metered(self, size: int, started: float) -> None:
+        """So many bytes have gone one way since then."""
+        if size >= LEAST_METERED:
+            seconds = time.monotonic() - started
+            self._saw("bandwidth", size / max(seconds, 1e-6))
 
     async def _cut_short(self, progress: Progress, late: TookTooLong | None) -> None:
         """The time is over before everything has run."""
@@ -618,6 +759,8 @@ class Incarnation:
             )
             if error is None:
                 self._values.add(task, values[task], program.sources)
+                progress.ends.append(time.monotonic())
+                progress.sizes.append(size_of(values[task]))
                 self._values.drop(drops)
                 progress.ran, progress.failed = 1, None
                 return None
@@ -675,10 +818,12 @@ class Incarnation:
             self._payloads.update(payloads)
             room = max(0, room - sum(len(p.inline) for p in payloads.values()))
             rest = [task for task in rest if task not in payloads]
+            started = time.monotonic()
             try:
                 if objects and await self._store.put(objects, self._facts.ttl) is not Status.OK:
                     self._stopped(Status.CLOSED)
                     return
+                self._metered(sum(wire.size(segments) for _, segments in objects), started)
             except StoreFull as error:
                 self._fail(failure.store_full(str(error)))
                 return
@@ -738,7 +883,9 @@ def _run_steps(
                 return None
             if error is not None:
                 return progress.judge(program, task, error, half_done=half_done)
+            progress.sizes.append(size_of(values[task]))
             dropped = values.drop(drops)
+            progress.ends.append(time.monotonic())
             progress.ran += 1
             progress.failed = None
         del dropped  # A destructor of the user's may take its time; the loop takes this lock.

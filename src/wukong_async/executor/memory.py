@@ -7,9 +7,12 @@ import resource
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from dask.sizeof import sizeof
 
 from wukong_async.blocks import Block, Program
 
@@ -18,6 +21,7 @@ LITERAL_BYTES = 64 * MB
 """Literals kept for the next task that reads them: models and tables are read by many."""
 PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None)))
 """Types of values that are not worth a look."""
+SMALL = frozenset((int, float, complex, bool, type(None)))
 CONTAINERS: Collection[tuple[type, Callable[[Any], Iterable[Any]]]] = (
     (list, list.__iter__),
     (tuple, tuple.__iter__),
@@ -48,6 +52,17 @@ def resident_mb() -> int:
 def limit_mb() -> int:
     """Memory that the function may have; 0 if that is not known."""
     return int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0"))
+
+
+def size_of(value: object) -> int:
+    """About how many bytes a value has; 0 if it does not say."""
+    kind = type(value)
+    if kind in SMALL:
+        return 32
+    with suppress(Exception):  # What a user's type says of itself.
+        size = value.nbytes if hasattr(value, "nbytes") else sizeof(value)
+        return int(size)
+    return 0
 
 
 def goes_once(value: object, most: int | None = None) -> bool:

@@ -25,6 +25,7 @@ from wukong_async.executor.worker import Worker
 from wukong_async.invocation import PING, Invocation, versions
 from wukong_async.invoker import Invoker
 from wukong_async.loops import new_event_loop
+from wukong_async.policy import Meter
 from wukong_async.store import Connections, JobStore
 
 log = logging.getLogger("wukong.executor")
@@ -57,6 +58,7 @@ class Service:
         self._connections: Connections | None = None
         self._invoker: Invoker | None = None
         self._making = asyncio.Lock()
+        self._meter = Meter()
         self._worker = Worker()
         self._reader = Worker()
         self._cache = PlanCache("")
@@ -141,6 +143,7 @@ class Service:
             context.aws_request_id,
             context.get_remaining_time_in_millis() / 1000,
             partial(self._invoke, context.invoked_function_arn),
+            self._meter,
         )
         try:
             reason = await incarnation.run()

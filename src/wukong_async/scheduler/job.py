@@ -11,15 +11,16 @@ import contextlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Protocol, TypeVar
 
 from wukong_async import failure
 from wukong_async import graph as graphs
 from wukong_async.config import Settings
 from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
-from wukong_async.invocation import versions
+from wukong_async.invocation import Hints, versions
 from wukong_async.invoker import Invoker
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.scheduler.explained import explained
@@ -177,7 +178,9 @@ class Job:
     async def _upload(self, upload: Upload, keys: Any) -> bytes:
         """Everything that is there before the job is; its manifest."""
         ttl = self._settings.ttl
-        await self._store.open(ttl)
+        names = await self._in_thread(upload.names)
+        _, seen = await asyncio.gather(self._store.open(ttl), self._store.recall(["", *names]))
+        upload.seen = seen
         manifest, objects = await self._in_thread(upload.manifest, keys)
         batches = chain([objects] if objects else [], upload.batches())
         clock = asyncio.get_running_loop().time
@@ -192,7 +195,7 @@ class Job:
 
     async def _start(self, upload: Upload, manifest: bytes) -> None:
         settings = self._settings
-        groups = upload.plan.groups(settings.max_concurrency)
+        groups = upload.groups()
         records = [(str(index), leaves) for index, leaves in enumerate(groups)]
         status = await self._store.create(
             NewJob(
@@ -218,7 +221,13 @@ class Job:
         if status is not Status.OK:
             raise self._lost_early()
         self.created = True
-        await self._watcher.invoke([executor for executor, _ in records])
+        # Each with the range of the plan up to the leaves of the next one.
+        bounds = [0, *(group[0] for group in groups[1:]), len(upload.plan)]
+        hints = {
+            name: Hints(time.time(), first, until, alone=len(records) == 1)
+            for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
+        }
+        await self._watcher.invoke(list(hints), hints)
 
     def _lost_early(self) -> StoreLost:
         return StoreLost(

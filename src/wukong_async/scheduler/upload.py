@@ -17,12 +17,13 @@ from types import MethodType
 from typing import Any
 
 from wukong_async import blocks, graph, plan, wire
-from wukong_async.blocks import Entry, PlanFacts
+from wukong_async.blocks import Entry, PlanFacts, name_of
 from wukong_async.collector import collector_paused
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
 from wukong_async.plan import Plan
+from wukong_async.policy import MOST_NAMES, Costs, first_groups, recalled
 from wukong_async.store import MANIFEST, block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
@@ -44,6 +45,8 @@ class Upload:
     edges: list[int] = field(default_factory=list)
     values: list[tuple[int, bytes]] = field(default_factory=list)
     """(literal, pointer), for `create`."""
+    seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What is remembered of such tasks, and of what sharing costs."""
     _large: dict[Hashable, int] = field(default_factory=dict)
     """Key of a literal that is an object of its own → its number."""
     _apart: dict[Hashable, tuple[object, int]] = field(default_factory=dict)
@@ -75,7 +78,13 @@ class Upload:
         """What executors are told; complete once `batches` is exhausted."""
         settings = self.settings
         return PlanFacts(
-            self.starts, self.edges, settings.inline_limit, settings.part_size, settings.ttl
+            self.starts,
+            self.edges,
+            settings.inline_limit,
+            settings.part_size,
+            settings.ttl,
+            settings.hold,
+            self.seen,
         )
 
     def name(self, number: int) -> str:
@@ -98,6 +107,21 @@ class Upload:
         """Requested keys that need no computation → their values."""
         outputs, literals = self.graph.outputs, self.graph.literals
         return {key: literals[output] for key, output in outputs.items() if output in literals}
+
+    def names(self) -> list[str]:
+        """What its tasks are called, each once."""
+        return list(dict.fromkeys(map(name_of, self.plan.keys)))[:MOST_NAMES]
+
+    def groups(self) -> list[list[int]]:
+        """The leaves that each of the first executors begins with."""
+        estimates, costs = recalled(self.seen)
+        return first_groups(
+            self.plan.specs,
+            [estimates.get(name_of(key)) for key in self.plan.keys] if estimates else [],
+            costs or Costs(),
+            self.settings.max_concurrency,
+            self.settings.leaf_batch,
+        )
 
     def manifest(self, keys: object) -> tuple[bytes, list[tuple[str, wire.Segments]]]:
         """What whoever attaches has to know of the results, as a stored value and its objects.

@@ -49,6 +49,11 @@ METADATA = (
 )
 REGISTRY = "wukong:jobs"
 """On each server, its jobs and when the leases of their owners are over."""
+SEEN = "wukong:seen:"
+"""Before the name of tasks; on each server, what they were like in the jobs whose metadata it has
+had."""
+SEEN_TTL = 7 * 24 * 3600.0
+"""Seconds for which that is remembered."""
 MOST_LAPSED = 100
 """Jobs without an owner that one request asks for."""
 
@@ -298,6 +303,27 @@ class JobStore:
         await asyncio.gather(
             *(self._connections.call(s, scripts.EXTEND, self._index(), _ms(ttl)) for s in shards)
         )
+
+    async def recall(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """What is remembered of tasks by name; see `remember`."""
+        words = ("MGET", *(f"{SEEN}{name}" for name in names))
+        found = await self._connections.command(self._shard, *words)
+        return {
+            name: wire.unpack(packed)
+            for name, packed in zip(names, found, strict=True)
+            if packed is not None
+        }
+
+    async def remember(self, seen: Mapping[str, Sequence[float]]) -> None:
+        """Keep for other jobs what tasks are like, by name. No key of the job."""
+
+        async def write(client: Redis) -> None:
+            async with client.pipeline(transaction=False) as pipe:
+                for name, figures in seen.items():
+                    pipe.set(f"{SEEN}{name}", wire.pack(list(figures)), px=_ms(SEEN_TTL))
+                await pipe.execute()
+
+        await self._connections.ask(self._shard, write)
 
     # Objects ----------------------------------------------------------------------------------
 
