@@ -36,6 +36,8 @@ BLIND_STARTS_FAN_IN = 4
 SHARED, LEAST_SPARE = 0.9, 1
 """As many executors as so much of the work is worth starts, less so many (W2): the last ones cost
 the most for what they bring."""
+PAYS = 0.9
+"""A group has to be worth so much of its price (W3)."""
 LOOK_MOST = 2048
 """Tasks of the plan that one look takes in; the rest is taken to be like them."""
 LOOK_SHARE = 0.05
@@ -215,6 +217,8 @@ class Policy:
         """Ranges of the plan that were given away."""
         self._next_offer = 0.0
         self._next_ask = 0.0
+        self._learning = False
+        """Whether a look waits for blocks of the plan; meanwhile Runs are short."""
         self._queued = 0
         """Ready tasks at the last look for work to give away."""
 
@@ -223,7 +227,9 @@ class Policy:
     def seconds_of(self, task: TaskSpec) -> float:
         """How long a task is expected to run; infinite if none of its name has."""
         estimate = self.estimates.get(task.name)
-        return math.inf if estimate is None or self._hold is not None else estimate.seconds
+        if estimate is None or self._hold is not None or self._learning:
+            return math.inf
+        return estimate.seconds
 
     def bytes_of(self, task: TaskSpec) -> float:
         """About how large the output of a task is that was made elsewhere; 0 if nothing is known."""
@@ -353,7 +359,7 @@ class Policy:
         costs = self.costs
         if self._is_large(task):
             return costs.start + costs.moving(self._sizes[task])
-        return max(SMALL_TRIPS * costs.round_trip, costs.start / 2)
+        return max(SMALL_TRIPS * costs.round_trip, costs.start)
 
     def _is_ours(self, engine: Engine, task: int) -> bool:
         """Whether a task was or will be run here, as far as can be seen."""
@@ -431,7 +437,8 @@ class Policy:
         self._queued = engine.queued
         start = self.costs.start
         pause = max(start, (len(queue) / 4 + scan - queue[0]) * SCAN_SECONDS / LOOK_SHARE)
-        if stop == scan and engine.learn(range(queue[0], stop)):
+        self._learning = stop == scan and engine.learn(range(queue[0], stop))
+        if self._learning:
             return [], False
         work, own = self._work(engine, queue, scan, now, running)
         stay = {task for task in queue if self._stays(engine, task, work)}
@@ -661,7 +668,7 @@ class Policy:
         moved = sum(inputs.values()) + out
         gain += sum(each[task] for task in tasks if task not in work)
         price = self.costs.start + moved / self.costs.bandwidth
-        return gain >= price
+        return gain >= PAYS * price
 
     def _leaves(self, engine: Engine, spec: TaskSpec, own: Container[int]) -> bool:
         """Whether an output will have to be written for somebody outside of its group.
