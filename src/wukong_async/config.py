@@ -70,6 +70,11 @@ class Settings:
         10, "More invocations than this at once go through the proxy, where there is one.", least=0
     )
     invoke_concurrency: int = _setting(32, "Invoke calls in flight, and the size of their pool.")
+    preload: bool = _setting(
+        False,
+        "A sandbox loads the AWS client when it starts, and not when it first invokes somebody,"
+        " which takes a second then. For provisioned concurrency; a local cluster sets it.",
+    )
     max_concurrency: int = _setting(
         1000, "Concurrency slots: most executors of one job that may run at the same time."
     )

@@ -95,7 +95,10 @@ class Meter:
         """One of the costs was measured."""
         self._counts[name] = min(self._counts[name] + 1, RECENT)
         before = getattr(self.costs, name)
-        after = before + (value - before) / self._counts[name]
+        if name == "bandwidth":  # What is averaged is the time that a byte takes.
+            after = 1 / (1 / before + (1 / value - 1 / before) / self._counts[name])
+        else:
+            after = before + (value - before) / self._counts[name]
         self.costs = replace(self.costs, **{name: after})
 
 

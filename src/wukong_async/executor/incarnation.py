@@ -71,8 +71,10 @@ log = logging.getLogger("wukong.executor")
 
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
-LEAST_METERED = 256 * 1024
+LEAST_METERED = 64 * 1024
 """Bytes whose way tells the bandwidth."""
+LEAST_TRIP = 20e-6
+"""Seconds that anything takes at the least."""
 LONGEST_START = 60.0
 """Seconds from an event to the first task; what took longer was queued, or is another clock's."""
 COMMIT_BYTES = 16 * 1024 * 1024
@@ -276,9 +278,11 @@ class Incarnation:
                     case Exit(reason):
                         return reason
                     case Begin():
+                        started = time.monotonic()
                         begun = await self._store.begin(
                             self._executor, self._nonce, self._request_id
                         )
+                        self._saw("round_trip", time.monotonic() - started)
                         self._begun(group, begun)
                     case Delete(objects):
                         await self._store.delete(objects)
@@ -499,9 +503,11 @@ class Incarnation:
         starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if anew or self._cache.block(index) is None]
+        started = time.monotonic()
         frames = await self._store.get(
             [block_name(i) for i in missing], [BLOCK_BYTES] * len(missing)
         )
+        self._metered(sum(len(frame) for frame in frames if frame), started)
         for index, frame in zip(missing, frames, strict=True):
             if frame is None:
                 self._fail(failure.input_lost([]))
@@ -673,7 +679,9 @@ class Incarnation:
         """So many bytes have gone one way since then."""
         if size >= LEAST_METERED:
             seconds = time.monotonic() - started
-            self._saw("bandwidth", size / max(seconds, 1e-6))
+            # Of what is not so large most of the time is the way.
+            seconds -= min(self._meter.costs.round_trip, seconds / 2)
+            self._saw("bandwidth", size / max(seconds, LEAST_TRIP))
 
     async def _cut_short(self, progress: Progress, late: TookTooLong | None) -> None:
         """The time is over before everything has run."""

@@ -11,9 +11,9 @@ import contextlib
 import gc
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from typing import Protocol
 
 from wukong_async import wire
@@ -64,6 +64,8 @@ class Service:
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
         self._environment = _environment()
+        if settings.preload:
+            threading.Thread(target=_load_invoker, args=(settings,), daemon=True).start()
         self._directory = os.sep
         with contextlib.suppress(OSError):  # It may have been deleted.
             self._directory = os.getcwd()  # noqa: PTH109 - chdir wants it as it is
@@ -107,7 +109,7 @@ class Service:
         try:
             async with self._making:
                 if self._invoker is None:
-                    await asyncio.to_thread(import_module, "aiobotocore.session")
+                    await asyncio.to_thread(_load_invoker, self._settings)
                     settings = self._settings.replace(
                         function_name=arn,
                         endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
@@ -154,6 +156,17 @@ class Service:
             if self._worker.busy:
                 self._worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
+
+
+def _load_invoker(settings: Settings) -> None:
+    """Have in memory what it takes to invoke somebody: that takes a second, most of it imports."""
+
+    async def make() -> None:
+        async with Invoker(settings):
+            """The description of the service is in memory now."""
+
+    with contextlib.suppress(Exception):  # What is wrong is said when somebody is invoked.
+        asyncio.run(make())
 
 
 def _environment() -> dict[str, str]:

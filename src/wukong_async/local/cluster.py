@@ -314,7 +314,7 @@ class LocalCluster:
         return self._loopback, self._valkey
 
     def _sandbox_environment(self, redis_url: str) -> dict[str, str]:
-        settings = Settings(redis_endpoints=(redis_url,))
+        settings = Settings(redis_endpoints=(redis_url,), preload=True)
         # A sandbox imports what its parent can: the user's own modules included.
         path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
         return {
