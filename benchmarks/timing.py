@@ -210,6 +210,7 @@ class Executor:
             self.estimates,
             inline_limit=INLINE,
             span=self.span,
+            slots=self.world.case.place.slots,
             alone=self.alone,
             hold=self.world.hold,
             jitter=(zlib.crc32(self.name.encode()) % 97) / 97,

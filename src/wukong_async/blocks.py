@@ -15,9 +15,9 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from dask.utils import key_split
 
@@ -60,6 +60,8 @@ class PlanFacts:
     part_size: int
     ttl: float
     """Seconds that an object may live without being extended."""
+    slots: int = 1
+    """Executors that may be there at the same time."""
     hold: float | None = None
     """What `wukong.hold` says."""
     seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class PlanFacts:
                 self.inline_limit,
                 self.part_size,
                 self.ttl,
+                self.slots,
                 self.hold,
                 dict(self.seen),
             ]
@@ -82,9 +85,9 @@ class PlanFacts:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The inverse of `pack`."""
-        starts, edges, inline_limit, part_size, ttl, hold, seen = wire.unpack(data)
-        figures = {name.decode(): each for name, each in seen.items()}
-        return cls(starts, edges, inline_limit, part_size, ttl, hold, figures)
+        facts = cls(*wire.unpack(data))
+        seen = cast("Mapping[bytes, Sequence[float]]", facts.seen)
+        return replace(facts, seen={name.decode(): figures for name, figures in seen.items()})
 
 
 NO_LIMITS = Limits()

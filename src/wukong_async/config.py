@@ -201,6 +201,11 @@ class Settings:
         return f"Settings({', '.join(shown)})"
 
 
+def is_nearby(url: str) -> bool:
+    """Whether an endpoint is on this machine."""
+    return url.startswith("unix:") or urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
+
+
 def redact(url: str) -> str:
     """`url` without its password, even if it is malformed."""
     url = re.sub(r"(://[^:@]*:).*@", rf"\1{REDACTED}@", url)

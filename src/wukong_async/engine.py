@@ -453,6 +453,10 @@ class Engine:
         """Whether a task has run here in this round."""
         return task in self._scheduled and task not in self._undone
 
+    def is_mine(self, task: int) -> bool:
+        """Whether a task has run here in this round, or is certain to."""
+        return task in self._scheduled or task in self._mine
+
     def is_scheduled(self, task: int) -> bool:
         """Whether it has, or is about to."""
         return task in self._scheduled

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -106,7 +107,6 @@ class Invoker:
         """A client of one of AWS's services, to be entered."""
         # Half a second of imports that an executor does not need to pay for.
         from aiobotocore.config import AioConfig
-        from aiobotocore.session import get_session
 
         settings = self._settings
         loopback = _host(endpoint_url) in LOOPBACK
@@ -124,7 +124,7 @@ class Invoker:
                 "aws_access_key_id": LOOPBACK_KEY,
                 "aws_secret_access_key": LOOPBACK_KEY,
             }
-        return get_session().create_client(
+        return _session().create_client(
             name,
             region_name=region_of(settings),
             endpoint_url=endpoint_url,
@@ -292,6 +292,14 @@ class Invoker:
                 f" reached or used: {error} Check wukong.region, wukong.endpoint_url and the AWS"
                 " credentials."
             ) from error
+
+
+@functools.cache
+def _session() -> Any:
+    """One for the process: it keeps the descriptions of services, whose reading takes longest."""
+    from aiobotocore.session import get_session
+
+    return get_session()
 
 
 def _name(function_name: str) -> str:

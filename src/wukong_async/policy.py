@@ -27,6 +27,8 @@ RECENT = 4
 """A cost is the mean of about as many last measurements."""
 REMEMBERED = 4
 """What is remembered from other jobs counts as much as so many tasks of this one."""
+NOTABLE = 2.0
+"""What has changed less is not worth telling."""
 MOST_NAMES = 200
 """Names that are remembered, those that took the longest in all."""
 BLIND_STARTS = 2
@@ -51,7 +53,7 @@ CUT_SLACK = 0.35
 LEAST_MOVED = 16 * 1024
 """Bytes that are worth counting as moved."""
 LAST_BYTES = 4e6
-"""With more than this to be written at the end, what is much smaller is told before."""
+"""Beside an output of more than this that is to be written, what is much smaller is told first."""
 ASK_STARTS = 4
 """Starts between two questions for free slots (W5)."""
 SCAN_SECONDS = 2e-6
@@ -76,6 +78,10 @@ class Costs:
         return self.round_trip + size / self.bandwidth
 
 
+NEARBY = Costs(start=0.004, round_trip=0.0003, bandwidth=500e6)
+"""What is believed of a store on the same machine, until it is measured."""
+
+
 class Meter:
     """Costs as they are measured, which a warm sandbox keeps: moving averages.
 
@@ -85,6 +91,11 @@ class Meter:
     def __init__(self) -> None:
         self.costs = Costs()
         self._counts: Counter[str] = Counter()
+
+    @property
+    def measured(self) -> bool:
+        """Whether what matters has been measured here."""
+        return self._counts["start"] > 0 and self._counts["bandwidth"] > 0
 
     def believe(self, costs: Costs) -> None:
         """What others have found."""
@@ -123,6 +134,32 @@ def remembered(estimates: Mapping[str, Estimate], costs: Costs) -> dict[str, lis
     longest = sorted(estimates.items(), key=lambda item: -item[1].count * item[1].seconds)
     seen = {name: [e.count, e.seconds, e.size] for name, e in longest[:MOST_NAMES] if name}
     return {**seen, "": [costs.start, costs.round_trip, costs.bandwidth, costs.invoke]}
+
+
+def news_of(
+    estimates: Mapping[str, Estimate], meter: Meter, known: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """What of it is worth remembering for other jobs, beside what is known."""
+    seen = remembered(estimates, meter.costs)
+    costs = meter.costs
+    if not meter.measured:
+        del seen[""]
+    return {
+        name: figures
+        for name, figures in seen.items()
+        if _differs(figures, known.get(name))
+        and (name == "" or figures[1] >= costs.start / 100 or figures[2] >= LEAST_MOVED)
+    }
+
+
+def _differs(figures: Sequence[float], known: Sequence[float] | None) -> bool:
+    """Whether it would make a difference to know it."""
+    if known is None or len(known) != len(figures):
+        return True
+    pairs = list(zip(figures, known, strict=True))
+    if len(figures) == 3:
+        pairs = pairs[1:]  # Not how many there were.
+    return any(max(a, b) > NOTABLE * min(a, b) for a, b in pairs)
 
 
 def recalled(
@@ -171,6 +208,8 @@ class Policy:
         Bytes of an output that travels inside a commit.
     span
         The tasks of the plan, first and last + 1, that nobody else was given in the beginning.
+    slots
+        Executors of the job that may be there at the same time.
     alone
         Whether no other executor has ever existed.
     hold
@@ -187,6 +226,7 @@ class Policy:
         *,
         inline_limit: int,
         span: tuple[int, int],
+        slots: int,
         alone: bool = False,
         hold: float | None = None,
         jitter: float = 0.0,
@@ -198,6 +238,7 @@ class Policy:
         """When to look again, at the latest."""
         self._inline_limit = inline_limit
         self._first, self._until = span
+        self._slots = slots
         self._hold = hold
         self._jitter = jitter
         self._met: dict[str, float] = {}
@@ -251,14 +292,11 @@ class Policy:
         recently = self._looked - SMALL_TRIPS * self.costs.round_trip
         large = {c for c, edges in pending.items() if any(self._is_large(d) for _, d in edges)}
         probe = [c for c in large if self._probed.get(c, -1.0) < recently]
-        size = sum(self._sizes.get(d, 0.0) for c in large for _, d in pending[c])
+        sizes = {c: sum(self._sizes.get(d, 0.0) for _, d in edges) for c, edges in pending.items()}
+        most = max(sizes.values(), default=0.0)
         first: list[int] = []
-        if size > LAST_BYTES:
-            first = [
-                c
-                for c, edges in pending.items()
-                if edges and sum(self._sizes.get(d, 0.0) for _, d in edges) < size / 8
-            ]
+        if most > LAST_BYTES:
+            first = [c for c, size in sizes.items() if size < most / 8 and pending[c]]
             probe = [c for c in probe if c not in first]
         return first, probe
 
@@ -366,7 +404,7 @@ class Policy:
 
     def _is_ours(self, engine: Engine, task: int) -> bool:
         """Whether a task was or will be run here, as far as can be seen."""
-        if engine.is_scheduled(task):
+        if engine.is_mine(task):
             return True
         return self._first <= task < self._until and not self._was_given(task)
 
@@ -379,6 +417,10 @@ class Policy:
         for consumer, due in list(self._due.items()):
             if due > now:
                 self.again = min(self.again, due)
+                continue
+            if engine.free == self._slots - 1:
+                # All others are gone: what is missing is in the store, or to be made here.
+                self._due[consumer] = now + KEEP_TIMES * self.costs.start
                 continue
             here = [d for _, d in engine.pending.get(consumer, ()) if engine.is_done(d)]
             del self._due[consumer]
@@ -403,7 +445,7 @@ class Policy:
         if not size or self._hold is not None:
             return False
         others = [d for d in self._inputs(engine, consumer) if d not in here]
-        if any(self._was_given(d) for d in others):
+        if any(self._was_given(d) and not engine.is_mine(d) for d in others):
             return False  # Whoever was given it has less to do than who gave it.
         specs = [spec for d in others if (spec := engine.spec(d)) is not None]
         return max((self._size(engine, spec) for spec in specs), default=0.0) <= size

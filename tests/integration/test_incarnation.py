@@ -30,6 +30,7 @@ from wukong_async.executor.memory import GLANCE, PlanCache, Values
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation
 from wukong_async.last_words import LastWords
+from wukong_async.policy import Meter
 from wukong_async.protocol import JobState, Reply, Status
 from wukong_async.scheduler.upload import Upload
 from wukong_async.store import Connections, JobStore
@@ -86,6 +87,7 @@ class Job:
             request_id="request",
             remaining=remaining,
             invoke=self.invoke,
+            meter=Meter(),
         )
 
     async def invoke(self, invocations: Sequence[Invocation]) -> None:

@@ -61,7 +61,7 @@ from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Hints, Invocation, mismatch, versions
 from wukong_async.last_words import LastWords
 from wukong_async.loops import plain
-from wukong_async.policy import LASTING, Meter, Policy, Running, recalled, remembered
+from wukong_async.policy import LASTING, Meter, Policy, Running, news_of, recalled, remembered
 from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
 from wukong_async.store.job import BATCH_BYTES
@@ -71,8 +71,8 @@ log = logging.getLogger("wukong.executor")
 
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
-LEAST_METERED = 64 * 1024
-"""Bytes whose way tells the bandwidth."""
+LEAST_METERED = 1024 * 1024
+"""Bytes whose way tells the bandwidth; with fewer, most of the time is not the way."""
 LEAST_TRIP = 20e-6
 """Seconds that anything takes at the least."""
 LONGEST_START = 60.0
@@ -233,7 +233,7 @@ class Incarnation:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = PlanFacts((), (), 0, 0, 0.0)
-        self._policy = Policy(meter.costs, {}, inline_limit=0, span=(0, 0))
+        self._policy = Policy(meter.costs, {}, inline_limit=0, span=(0, 0), slots=1)
         self._timer: asyncio.TimerHandle | None = None
         self._resident = 0
         self._invited: Sequence[tuple[Sequence[int], int]] = ()
@@ -326,7 +326,14 @@ class Incarnation:
         generation = self._engine.generation
         offered = self._policy.offered
         started = time.monotonic()
-        reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
+        news: Mapping[str, Sequence[float]] = {}
+        if commit.stay is not None:
+            news = news_of(self._policy.estimates, self._meter, self._facts.seen)
+        sending = self._store.commit(self._executor, generation, self._nonce, sequence, body)
+        if news:  # At the same time, so that nobody waits for it.
+            reply, _ = await asyncio.gather(sending, self._store.remember(news))
+        else:
+            reply = await sending
         now = time.monotonic()
         if len(body) < LEAST_METERED:
             self._saw("round_trip", now - started)
@@ -411,6 +418,7 @@ class Incarnation:
             span=(hints.first, hints.until)
             if hints and fresh
             else (min(frontier), max(frontier) + 1),
+            slots=facts.slots,
             alone=hints.alone if hints and fresh else False,
             hold=facts.hold,
             jitter=int(self._nonce, 16) / 16 ** len(self._nonce),
@@ -503,11 +511,9 @@ class Incarnation:
         starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if anew or self._cache.block(index) is None]
-        started = time.monotonic()
         frames = await self._store.get(
             [block_name(i) for i in missing], [BLOCK_BYTES] * len(missing)
         )
-        self._metered(sum(len(frame) for frame in frames if frame), started)
         for index, frame in zip(missing, frames, strict=True):
             if frame is None:
                 self._fail(failure.input_lost([]))
@@ -678,10 +684,7 @@ class Incarnation:
     def _metered(self, size: int, started: float) -> None:
         """So many bytes have gone one way since then."""
         if size >= LEAST_METERED:
-            seconds = time.monotonic() - started
-            # Of what is not so large most of the time is the way.
-            seconds -= min(self._meter.costs.round_trip, seconds / 2)
-            self._saw("bandwidth", size / max(seconds, LEAST_TRIP))
+            self._saw("bandwidth", size / max(time.monotonic() - started, LEAST_TRIP))
 
     async def _cut_short(self, progress: Progress, late: TookTooLong | None) -> None:
         """The time is over before everything has run."""

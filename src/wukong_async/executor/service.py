@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 from wukong_async import wire
@@ -158,8 +158,12 @@ class Service:
         return {"executor": invocation.executor, "exit": reason.value}
 
 
+@cache
 def _load_invoker(settings: Settings) -> None:
-    """Have in memory what it takes to invoke somebody: that takes a second, most of it imports."""
+    """Have in memory what it takes to invoke somebody: that takes a second, most of it imports.
+
+    Once. Whoever comes while it is under way does it again, which does no harm.
+    """
 
     async def make() -> None:
         async with Invoker(settings):

@@ -18,10 +18,11 @@ from typing import Any, Protocol, TypeVar
 
 from wukong_async import failure
 from wukong_async import graph as graphs
-from wukong_async.config import Settings
+from wukong_async.config import Settings, is_nearby
 from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
 from wukong_async.invocation import Hints, versions
 from wukong_async.invoker import Invoker
+from wukong_async.policy import NEARBY, remembered
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.scheduler.explained import explained
 from wukong_async.scheduler.results import collect, named
@@ -180,6 +181,8 @@ class Job:
         ttl = self._settings.ttl
         names = await self._in_thread(upload.names)
         _, seen = await asyncio.gather(self._store.open(ttl), self._store.recall(["", *names]))
+        if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
+            seen[""] = remembered({}, NEARBY)[""]
         upload.seen = seen
         manifest, objects = await self._in_thread(upload.manifest, keys)
         batches = chain([objects] if objects else [], upload.batches())

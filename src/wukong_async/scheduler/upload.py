@@ -83,6 +83,7 @@ class Upload:
             settings.inline_limit,
             settings.part_size,
             settings.ttl,
+            settings.max_concurrency,
             settings.hold,
             self.seen,
         )
