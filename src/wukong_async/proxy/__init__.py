@@ -7,8 +7,6 @@ reach it invokes for itself. For the same reason it is the one to see jobs throu
 gone: it runs for longer than they do, and can invoke.
 """
 
-from wukong_async.proxy.client import ProxyClient
-from wukong_async.proxy.frames import FrameError
 from wukong_async.proxy.server import ProxyServer
 
-__all__ = ["FrameError", "ProxyClient", "ProxyServer"]
+__all__ = ["ProxyServer"]
