@@ -91,11 +91,27 @@ async def test_without_a_proxy_that_works_events_are_sent_all_the_same(
         assert alone.sent == EVENTS
 
 
+async def test_a_proxy_whose_name_cannot_be() -> None:
+    alone = Alone()
+    settings = Settings(**{**of_proxy(CLOSED), "proxy_address": "x" * 100})
+    await Fanout(settings).fire(FUNCTION, EVENTS, alone)
+    assert alone.sent == EVENTS
+
+
 async def test_few_events_do_not_go_through_it() -> None:
     alone = Alone()
     async with server_of(saying({"sent": 3, "throttled": [], "failed": []})) as port:
         await Fanout(Settings(**of_proxy(port))).fire(FUNCTION, EVENTS[:3], alone)
         assert alone.sent == EVENTS[:3]
+
+
+async def test_few_events_do_so_where_they_would_take_a_client_of_aws() -> None:
+    alone = Alone()
+    async with server_of(saying({"sent": 1, "throttled": [], "failed": []})) as port:
+        fanout = Fanout(Settings(**of_proxy(port)))
+        await fanout.fire(FUNCTION, EVENTS[:1], alone, loaded=False)
+        assert alone.sent == []
+        await fanout.fire(FUNCTION, [], alone, loaded=False)
 
 
 async def test_all_or_some_go_through_it() -> None:
@@ -159,25 +175,28 @@ from wukong_async.executor import Service
 from wukong_async.invocation import Invocation
 
 service = Service(Settings.load())
-invocations = [Invocation("job", str(i)) for i in range(20)]
+invocations = [Invocation("job", str(i)) for i in range(int(sys.argv[1]))]
 service._loop.run_until_complete(service._invoke("wukong-executor", invocations))
 print("aiobotocore" in sys.modules)
 service.close()
 """
 
 
-async def test_an_executor_sends_one_frame_and_loads_nothing_for_it(api: LambdaApi) -> None:
+@pytest.mark.parametrize("count", [1, 20])
+async def test_an_executor_sends_one_frame_and_loads_nothing_for_it(
+    api: LambdaApi, count: int
+) -> None:
     async with proxy_of(api) as server:
         settings = Settings(endpoint_url=api.url, **of_proxy(server.port))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", EXECUTOR),
+            *(sys.executable, "-c", EXECUTOR, str(count)),
             env={"PYTHONPATH": ":".join(sys.path), **settings.environment()},
             stdout=subprocess.PIPE,
         )
         said, _ = await process.communicate()
         assert said == b"False\n"
-        assert (server.counters.frames, server.counters.sent) == (1, 20)
-    expected = [Invocation("job", str(i)).to_json() for i in range(20)]
+        assert (server.counters.frames, server.counters.sent) == (1, count)
+    expected = [Invocation("job", str(i)).to_json() for i in range(count)]
     assert sorted(api.events) == sorted(expected)
 
 

@@ -118,7 +118,7 @@ async def test_calls_in_flight_are_bounded(api: LambdaApi, monkeypatch: pytest.M
 
     monkeypatch.setattr(Invoker, "invoke", counted)
     api.open.clear()
-    async with proxy_of(api, invoke_concurrency=3) as server:
+    async with proxy_of(api, proxy_concurrency=3) as server:
         firing = asyncio.create_task(fire(server, *[b"{}"] * 20))
         await api.arrived.wait()
         assert begun == 3

@@ -106,7 +106,9 @@ class Service:
         """Invoke this function. Events that cannot be sent are left to the watcher."""
         events = [i.to_json() for i in invocations]
         try:
-            await self._fanout.fire(arn, events, partial(self._invoke_all, arn))
+            invoke_all = partial(self._invoke_all, arn)
+            loaded = self._invoker is not None
+            await self._fanout.fire(arn, events, invoke_all, loaded=loaded)
         except Exception as error:  # Whatever an import may raise: the work goes on.
             log.warning("%d events were not sent: %s", len(events), wire.text_of(error))
 

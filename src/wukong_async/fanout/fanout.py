@@ -34,20 +34,31 @@ class Fanout:
     def __repr__(self) -> str:
         return f"<Fanout through {self._proxy!r} above {self._most} events>"
 
-    async def fire(self, function: str, events: Sequence[bytes], invoke_all: InvokeAll) -> None:
+    async def fire(
+        self,
+        function: str,
+        events: Sequence[bytes],
+        invoke_all: InvokeAll,
+        *,
+        loaded: bool = True,
+    ) -> None:
         """Send events to a function.
 
         Parameters
         ----------
         invoke_all
             Sends events without the proxy.
+        loaded
+            Whether it can do so at once. A few events, too, go through the proxy while it has to
+            load a client of AWS first: that takes longer than a hundred of them.
 
         Raises
         ------
         InvocationError
             From `invoke_all`.
         """
-        if self._proxy is not None and len(events) > self._most:
+        most = self._most if loaded else 0
+        if self._proxy is not None and len(events) > most:
             events = await self._through(self._proxy, function, events)
             if not events:
                 return
@@ -65,7 +76,7 @@ class Fanout:
         except ProxyBusy as busy:
             log.warning("invoking without the proxy, this time: %s", busy)
             return events
-        except (OSError, FrameError) as error:
+        except (OSError, FrameError, UnicodeError) as error:  # The last: no host has such a name.
             self._avoided_until = now() + AVOID_FOR
             log.warning("invoking without the proxy: %s", error)
             return events

@@ -28,7 +28,7 @@ from wukong_async.errors import InvocationError
 MOST_BYTES = 4 * 1024 * 1024
 """Of one frame: twice what as many events as are allowed take."""
 MOST_EVENTS = 10_000
-"""In one frame: 15 s of a proxy's time, so about as long as its peers wait for their answer."""
+"""In one frame: about 10 s of a proxy's time, while its peer waits for the answer."""
 NONCE_BYTES = 32
 DIGEST_BYTES = 32
 

@@ -34,7 +34,7 @@ MOST_CONNECTIONS = 1000
 SPARE_CONNECTIONS = 24
 """Beyond those, to say so, and for whoever asks after the proxy's health; more are closed."""
 MOST_QUEUED_EVENTS = 2 * MOST_EVENTS
-"""Of all peers together: what is queued behind more is not sent while its peer waits."""
+"""Of all peers together: what is queued behind more is not sent before its peer gives up."""
 MOST_QUEUED_BYTES = 64 * 1024 * 1024
 """Of all frames that are read or worked on, as they arrive; what is made of them is twice that."""
 HANDSHAKE_TIMEOUT = 5.0
@@ -106,6 +106,7 @@ class ProxyServer:
         self._host = host
         self.port = port
         self._listening = listening
+        settings = settings.replace(invoke_concurrency=settings.proxy_concurrency)
         self._concurrency = settings.invoke_concurrency
         self._invoker = Invoker(settings)
         self.keeper = Keeper(settings, self._invoker, look_every)
