@@ -389,7 +389,10 @@ async def test_a_peer_that_does_not_shake_hands_is_not_waited_for(
 # Its end --------------------------------------------------------------------------------------
 
 
-async def test_it_drains(api: LambdaApi) -> None:
+async def test_it_drains(
+    api: LambdaApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("wukong_async.proxy.server.PEER_TIMEOUT", 1000.0)
     api.open.clear()
 
     async def look_on(idle: asyncio.StreamReader) -> None:
@@ -408,6 +411,7 @@ async def test_it_drains(api: LambdaApi) -> None:
     await looking
     assert (await firing).sent == 20, "what was accepted is finished"
     idle_writer.close()
+    assert "cut off" not in caplog.text
 
 
 async def test_a_peer_that_does_not_read_does_not_hold_up_the_end(
