@@ -2,6 +2,7 @@
 
     python -m benchmarks list
     python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5 --json FILE
+    python -m benchmarks fanout             # from which fan-out on the proxy pays
 
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
 (A B A B …), so that a machine that changes its speed changes it for all: compare ratios, not
@@ -30,6 +31,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import fanout
 from benchmarks.backends import BACKENDS, WORKERS, Backend
 from benchmarks.counting import Counts
 from benchmarks.workloads import WORKLOADS, Workload
@@ -153,22 +155,30 @@ def run(options: argparse.Namespace) -> int:
             measured = measure(WORKLOADS[name], backends, options.repeat)
             show(name, measured)
             rows += [each.row(name) for each in measured]
-    if options.json:
-        document = {
-            "machine": {
-                "cores": os.cpu_count(),
-                "system": platform.platform(),
-                "processor": platform.processor() or platform.machine(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: _version(name) for name in PACKAGES},
-            },
-            "settings": {"workers": WORKERS, "blas_threads": 1, "repeat": options.repeat},
-            "results": rows,
-        }
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    write(options, {"workers": WORKERS, "blas_threads": 1, "repeat": options.repeat}, rows)
     return 0 if all(row["correct"] for row in rows) else 1
+
+
+def write(
+    options: argparse.Namespace, settings: dict[str, Any], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Put the rows into the file that was asked for, with where they come from."""
+    if options.json is None:
+        return
+    document = {
+        "machine": {
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "settings": settings,
+        "results": rows,
+    }
+    options.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -204,11 +214,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"comma-separated: {', '.join(BACKENDS)}",
     )
     runner.add_argument("--repeat", type=int, default=5, help="timed runs of each")
-    runner.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    fans = commands.add_parser("fanout", help="measure wide fan-outs of invocations")
+    fans.add_argument("--repeat", type=int, default=3, help="processes of each")
+    fans.add_argument("--events", type=int, nargs="+", default=fanout.FANOUTS, help="how many")
+    for command in (runner, fans):
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
     if options.command == "list":
         for workload in WORKLOADS.values():
             print(f"{workload.name:<10} {workload.about}")
+        return 0
+    if options.command == "fanout":
+        write(options, {"repeat": options.repeat}, fanout.run(options.events, options.repeat))
         return 0
     return run(options)
 

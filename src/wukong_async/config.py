@@ -65,9 +65,15 @@ class Settings:
     proxy_secret: str | None = _setting(
         None, "Shared secret of the proxy and its peers; no proxy runs without one."
     )
+    proxy_concurrency: int = _setting(
+        128, "Invoke calls that a proxy has in flight, instead of `invoke_concurrency`."
+    )
     use_local_proxy: bool = _setting(False, "A local cluster starts a proxy in its own loop.")
     max_task_fanout: int = _setting(
-        10, "More invocations than this at once go through the proxy, where there is one.", least=0
+        10,
+        "More invocations than this at once go through the proxy, where there is one; and an"
+        " executor's first ones, however few: they would have a client of AWS loaded.",
+        least=0,
     )
     invoke_concurrency: int = _setting(32, "Invoke calls in flight, and the size of their pool.")
     preload: bool = _setting(

@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable
 from typing import Any, Self
@@ -48,6 +49,12 @@ THROTTLED = (
     *("ENINotReadyException", "SnapStartNotReadyException", "CodeArtifactUserPendingException"),
 )
 """What Invoke answers when the same event may well be taken later."""
+FUNCTION = re.compile(
+    r"(?:arn:[\w-]+:lambda:(?P<region>[\w-]+):)?(?:(?P<account>\d{12}):)?(?:function:)?"
+    r"(?P<name>[\w.-]+)(?::(?P<qualifier>[\w$-]+))?"
+)
+"""How a function may be named: `name`, `account:function:name`, an ARN; each with an alias or a
+version."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_KEY = "wukong-loopback"
 """Credentials for a local cluster, which does not look at them; botocore insists on some."""
@@ -149,13 +156,27 @@ class Invoker:
                 f" {CHECK_TIMEOUT:.0f} s. Check wukong.region and wukong.endpoint_url."
             ) from None
 
-    async def invoke(self, payload: bytes) -> None:
-        """Send one event.
+    def is_for(self, function: str) -> bool:
+        """Whether `function`, a name or an ARN, is the one that is invoked.
+
+        What only one of the two says of account and region is not compared.
+        """
+        theirs, mine = _parts(function), _parts(self._settings.function_name)
+        mine = {"region": region_of(self._settings), **mine}
+        return "name" in mine and all(
+            theirs.get(part) == mine.get(part)
+            for part in ("region", "account", "name", "qualifier")
+            if part in ("name", "qualifier") or (part in theirs and part in mine)
+        )
+
+    async def invoke(self, payload: bytes) -> bool:
+        """Send one event; whether Lambda has accepted it.
+
+        It has not if it throttles for longer than this tries again, which is logged and no error.
 
         Raises
         ------
         FunctionNotFound, InvocationError
-            Throttling, once the retries are used up, is logged and not raised.
         """
         async with self._slots:
             try:
@@ -163,8 +184,9 @@ class Invoker:
             except _Throttled as error:
                 self.throttled = str(error)
                 log.warning("an event was not accepted; the watcher sends it again: %s", error)
-            else:
-                self.sent += 1
+                return False
+            self.sent += 1
+            return True
 
     async def ping(self) -> str | None:
         """Run the function to learn why events are not begun: what is wrong with it, or None.
@@ -305,6 +327,13 @@ def _session() -> Any:
 def _name(function_name: str) -> str:
     """The name alone of a function that is given as an ARN, or with an alias."""
     return function_name.rpartition("function:")[2].partition(":")[0]
+
+
+def _parts(function: str) -> dict[str, str]:
+    """What a name or an ARN says of a function; nothing if it is neither."""
+    matched = FUNCTION.fullmatch(function)
+    said = {k: v for k, v in matched.groupdict().items() if v} if matched else {}
+    return {"qualifier": "$LATEST", **said}
 
 
 def _host(url: str | None) -> str | None:

@@ -145,6 +145,20 @@ def test_the_benchmark_counts_what_the_design_promises(tmp_path: Path) -> None:
         assert 50_000 < row["store_bytes_out"] < 400_000
 
 
+def test_the_benchmark_of_fan_outs(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    arguments = ("--events", "1", "20", "--repeat", "1", "--json", str(file))
+    done = run("-m", "benchmarks", "fanout", *arguments)
+    assert done.returncode == 0
+    assert done.stderr == "", "all events were sent, and through the proxy where they should"
+    assert "0 ms, cold: the proxy saves " in done.stdout
+    rows = json.loads(file.read_text())["results"]
+    assert [(row["latency"], row["events"]) for row in rows] == [
+        (latency, events) for latency in (0.0, 0.05) for events in (1, 20)
+    ]
+    assert all(row["proxy_warm"]["cpu"] > 0 for row in rows)
+
+
 def test_benchmark_mistakes() -> None:
     done = run("-m", "benchmarks", "run", "tr1024", "--backend", "spark")
     assert done.returncode == 2

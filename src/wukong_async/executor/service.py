@@ -22,6 +22,7 @@ from wukong_async.errors import StoreError, WukongError
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import PlanCache
 from wukong_async.executor.worker import Worker
+from wukong_async.fanout import Fanout
 from wukong_async.invocation import PING, Invocation, versions
 from wukong_async.invoker import Invoker
 from wukong_async.loops import new_event_loop
@@ -59,6 +60,7 @@ class Service:
         self._invoker: Invoker | None = None
         self._making = asyncio.Lock()
         self._meter = Meter()
+        self._fanout = Fanout(settings)
         self._worker = Worker()
         self._reader = Worker()
         self._cache = PlanCache("")
@@ -106,18 +108,25 @@ class Service:
 
     async def _invoke(self, arn: str, invocations: Sequence[Invocation]) -> None:
         """Invoke this function. Events that cannot be sent are left to the watcher."""
+        events = [i.to_json() for i in invocations]
         try:
-            async with self._making:
-                if self._invoker is None:
-                    await asyncio.to_thread(_load_invoker, self._settings)
-                    settings = self._settings.replace(
-                        function_name=arn,
-                        endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
-                    )
-                    self._invoker = await Invoker(settings).__aenter__()
-            await self._invoker.invoke_all([i.to_json() for i in invocations])
+            invoke_all = partial(self._invoke_all, arn)
+            loaded = self._invoker is not None
+            await self._fanout.fire(arn, events, invoke_all, loaded=loaded)
         except Exception as error:  # Whatever an import may raise: the work goes on.
-            log.warning("%d events were not sent: %s", len(invocations), wire.text_of(error))
+            log.warning("%d events were not sent: %s", len(events), wire.text_of(error))
+
+    async def _invoke_all(self, arn: str, events: Sequence[bytes]) -> None:
+        """Without the proxy, which spares an executor this import."""
+        async with self._making:
+            if self._invoker is None:
+                await asyncio.to_thread(_load_invoker, self._settings)
+                settings = self._settings.replace(
+                    function_name=arn,
+                    endpoint_url=self._settings.endpoint_url or os.environ.get(ENDPOINT),
+                )
+                self._invoker = await Invoker(settings).__aenter__()
+        await self._invoker.invoke_all(events)
 
     async def _answer_ping(self) -> dict[str, str]:
         """What is wrong here, if anything."""

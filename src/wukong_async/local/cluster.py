@@ -7,6 +7,7 @@ import atexit
 import os
 import re
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -129,6 +130,7 @@ class LocalCluster:
         self._function_name = function_name
         self._environment = dict(environment or {})
         self._use_local_proxy = use_local_proxy
+        self._listening: socket.socket | None = None
         self._proxy: ProxyServer | None = None
         self._proxy_secret = secrets.token_hex(16)
         self._thread: LoopThread | None = None
@@ -201,6 +203,9 @@ class LocalCluster:
         await asyncio.to_thread(self.close)
 
     async def _start(self) -> None:
+        if self._wants_proxy():
+            # Sandboxes are told of the proxy when they start, and it starts after them.
+            self._listening = socket.create_server((HOST, 0))
         self._valkey = valkey = Valkey()
         configuration = FunctionConfiguration(
             function_name=self._function_name,
@@ -226,23 +231,38 @@ class LocalCluster:
 
         await self._start_proxy()
 
-    async def _start_proxy(self) -> None:
+    def _wants_proxy(self) -> bool:
         wanted = self._use_local_proxy
-        if wanted is None:
-            wanted = Settings.load().use_local_proxy
-        if wanted:
-            settings = Settings.load(
-                {**self.settings, "use_local_proxy": False, "proxy_secret": self._proxy_secret}
-            )
-            self._proxy = await ProxyServer(settings, HOST, 0).__aenter__()
+        return Settings.load().use_local_proxy if wanted is None else wanted
+
+    async def _start_proxy(self) -> None:
+        if self._listening is not None:
+            settings = Settings.load(self.settings)
+            port = self._listening.getsockname()[1]
+            proxy = ProxyServer(settings, HOST, port, listening=self._listening)
+            self._proxy = await proxy.__aenter__()
 
     async def _stop(self) -> None:
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             await proxy.__aexit__(None, None, None)
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.close()
         loopback, self._loopback = self._loopback, None
         if loopback is not None:
             await loopback.__aexit__(None, None, None)
+
+    def _proxy_settings(self) -> dict[str, Any]:
+        """Never somebody else's proxy: it would send our events to its own function."""
+        if self._listening is None:
+            return {"use_local_proxy": False, "proxy_address": None}
+        return {
+            "use_local_proxy": False,
+            "proxy_address": HOST,
+            "proxy_port": self._listening.getsockname()[1],
+            "proxy_secret": self._proxy_secret,
+        }
 
     # What clients need ------------------------------------------------------------------------
 
@@ -256,23 +276,14 @@ class LocalCluster:
             If it is not running.
         """
         loopback, valkey = self._running()
-        settings: dict[str, Any] = {
+        return {
             "function_name": self._function_name,
             "region": REGION,
             "endpoint_url": loopback.url,
             "redis_endpoints": (valkey.url,),
             "max_concurrency": self.n_workers,
-            # Never somebody else's: it would send our events to its own function.
-            "use_local_proxy": False,
-            "proxy_address": None,
+            **self._proxy_settings(),
         }
-        if self._proxy is not None:
-            settings |= {
-                "proxy_address": HOST,
-                "proxy_port": self._proxy.port,
-                "proxy_secret": self._proxy_secret,
-            }
-        return settings
 
     # What users want to know ------------------------------------------------------------------
 
@@ -314,7 +325,8 @@ class LocalCluster:
         return self._loopback, self._valkey
 
     def _sandbox_environment(self, redis_url: str) -> dict[str, str]:
-        settings = Settings(redis_endpoints=(redis_url,), preload=True)
+        # Said even where they are the defaults: the environment may say otherwise.
+        settings = {"redis_endpoints": [redis_url], "preload": True, **self._proxy_settings()}
         # A sandbox imports what its parent can: the user's own modules included.
         path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
         return {
@@ -323,7 +335,7 @@ class LocalCluster:
             "PYTHONPATH": os.pathsep.join(path),
             "AWS_ACCESS_KEY_ID": LOOPBACK_KEY,
             "AWS_SECRET_ACCESS_KEY": LOOPBACK_KEY,
-            **settings.environment(),
+            **{f"DASK_WUKONG__{name.upper()}": repr(value) for name, value in settings.items()},
             **self._environment,
         }
 

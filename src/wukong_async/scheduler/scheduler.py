@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,13 @@ from typing import Any, Self, TypeVar
 from wukong_async import graph as graphs
 from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError
+from wukong_async.fanout import Fanout
 from wukong_async.invoker import Invoker
-from wukong_async.proxy import FrameError, ProxyClient
 from wukong_async.scheduler.announcements import Announcements
 from wukong_async.scheduler.job import Job
 from wukong_async.store import Connections, JobStore
 
 T = TypeVar("T")
-log = logging.getLogger("wukong.scheduler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Scheduler:
         self.connections = Connections(settings.redis_endpoints, settings.store_timeout)
         self.announcements = Announcements(self.connections)
         self.invoker = Invoker(settings)
-        self._proxy = ProxyClient(settings) if settings.proxy_address else None
+        self._fanout = Fanout(settings)
         self._stack = contextlib.AsyncExitStack()
         self._jobs: set[Job] = set()
         self._running: set[asyncio.Task[Any]] = set()
@@ -101,14 +99,8 @@ class Scheduler:
 
     async def fire(self, events: Sequence[bytes]) -> None:
         """Send events; many at once through the proxy, where there is one."""
-        if self._proxy is not None and len(events) > self.settings.max_task_fanout:
-            try:
-                await self._proxy.fire(events)
-            except (OSError, FrameError) as error:
-                log.warning("invoking without the proxy: %s", error)
-            else:
-                return
-        await self.invoker.invoke_all(events)
+        function = self.settings.function_name
+        await self._fanout.fire(function, events, self.invoker.invoke_all)
 
     @property
     def jobs(self) -> tuple[str, ...]:
