@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
-from dask.utils import key_split
-
 from wukong_async import wire
 from wukong_async.collector import collector_paused
 from wukong_async.protocol import TaskSpec
@@ -176,8 +174,8 @@ def decode(frame: bytes, first: int, edge: int) -> Block:
     return Block(specs, programs)
 
 
-TOKEN = re.compile(r"-[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$")
-"""What Dask puts behind the name: a hash, or a UUID."""
+TOKEN = re.compile(r"(-[0-9a-f]{8,}|-[0-9]+)+(-.*)?$")
+"""What Dask puts behind the name: a hash, a UUID, or a number."""
 
 
 def name_of(key: Hashable) -> str:
@@ -192,8 +190,7 @@ def name_of(key: Hashable) -> str:
 
 @lru_cache(10_000)
 def _name_of(head: str) -> str:
-    short = TOKEN.sub("", head)
-    return sys.intern(str(key_split(short)) if short == head else short)
+    return sys.intern(TOKEN.sub("", head))
 
 
 def block_of(starts: Sequence[int], task: int) -> int:

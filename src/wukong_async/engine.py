@@ -575,9 +575,14 @@ class Engine:
             self._actions.append(Run(steps))
             self._load()  # While these run, what they lead to is read.
             self._fetch()
-        elif not (self._loading or self._fetching or self._next or self._sent):
-            if not self.share(*self.advice.at_last(self._pending)):
-                self._end_round()
+        elif not (
+            self._loading
+            or self._fetching
+            or self._next
+            or self._sent
+            or self.share(*self.advice.at_last(self._pending))
+        ):
+            self._end_round()
 
     def _load(self) -> None:
         """Ask for the blocks of what is ready, and of the frontier ahead of its turn."""

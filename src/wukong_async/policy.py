@@ -276,7 +276,7 @@ class Policy:
         return estimate.seconds
 
     def bytes_of(self, task: TaskSpec) -> float:
-        """About how large the output of a task is that was made elsewhere; 0 if nothing is known."""
+        """About how large the output of a task is that was made elsewhere; 0 if unknown."""
         estimate = self.estimates.get(task.name)
         return 0.0 if estimate is None else estimate.size
 
@@ -541,7 +541,7 @@ class Policy:
     def _work(
         self, engine: Engine, queue: Sequence[int], scan: int, now: float, running: Running | None
     ) -> tuple[dict[int, float], dict[int, float]]:
-        """Expected seconds of each task that can follow the queue, and of what each ready one brings.
+        """Expected seconds of each task that can follow the queue, and what each ready one brings.
 
         What needs something that is not here has to wait for it, and does not count; and what needs
         most of the queue cannot be shared. What follows several counts with the last of them, since
@@ -636,7 +636,7 @@ class Policy:
         total = sum(own.values())
         share = (total - (total + count * self.costs.start) / (count + 1)) / count
         crossing = self._crossing(engine, work, queue[0], scan)
-        beyond = list(accumulate(own[task] for task in reversed(queue)))[::-1] + [0.0]
+        beyond = [*accumulate((own[task] for task in reversed(queue)), initial=0.0)][::-1]
         groups: list[tuple[Sequence[int], int]] = []
         end, until = len(queue), stop
         while len(groups) < count and end:
@@ -697,20 +697,20 @@ class Policy:
         first = tasks[0]
         own = set(tasks)
         for number in range(first, min(until, scan)):
-            if number in work and number not in own:
-                if all(d in own or engine.is_here(d) for d in self._inputs(engine, number)):
-                    own.add(number)
+            inputs = self._inputs(engine, number)
+            if number in work and all(d in own or engine.is_here(d) for d in inputs):
+                own.add(number)
         known = [number for number in own if number in work]
-        inputs: dict[int, float] = {}
+        taken: dict[int, float] = {}
         out = 0.0
         for number in known:
             spec = engine.spec(number)
             assert spec is not None
-            inputs.update(self._inputs_from_here(engine, number))
+            taken.update(self._inputs_from_here(engine, number))
             if self._leaves(engine, spec, own):
                 out += self._size(engine, spec)
         gain = sum(work[n] for n in known)
-        moved = sum(inputs.values()) + out
+        moved = sum(taken.values()) + out
         gain += sum(each[task] for task in tasks if task not in work)
         price = self.costs.start + moved / self.costs.bandwidth
         return gain >= PAYS * price
