@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import psutil
 import pytest
@@ -14,6 +14,7 @@ import redis
 
 from tests.reruns import reruns
 from wukong_async import LocalCluster, WukongClient
+from wukong_async.store.job import SEEN
 
 ME = psutil.Process()
 
@@ -103,7 +104,12 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def keys_of(cluster: LocalCluster) -> list[str]:
-    """All keys in a cluster's store."""
+    """All keys of jobs in a cluster's store."""
     (url,) = cluster.settings["redis_endpoints"]
     with redis.Redis.from_url(url) as connection:
-        return [key.decode() for key in connection.scan_iter()]
+        return of_jobs(connection.scan_iter())
+
+
+def of_jobs(keys: Iterable[bytes]) -> list[str]:
+    """What tasks were like is remembered on purpose, for a week; all else should be gone."""
+    return [key.decode() for key in keys if not key.startswith(SEEN.encode())]

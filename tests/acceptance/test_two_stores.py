@@ -10,6 +10,7 @@ import pytest
 from dask import delayed
 
 from tests.acceptance.functions import touch_and_wait
+from tests.conftest import of_jobs
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
 from wukong_async.local.valkey import Valkey
@@ -37,7 +38,7 @@ async def stores() -> AsyncIterator[Connections]:
 
 async def keys_on(stores: Connections, shard: int, pattern: str = "*") -> list[bytes]:
     found: list[bytes] = await stores.command(shard, "KEYS", pattern)
-    return found
+    return [key.encode() for key in of_jobs(found)]
 
 
 def lengths(*values: bytes) -> int:

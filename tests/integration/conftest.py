@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.conftest import of_jobs
 from wukong_async.local.valkey import Valkey
 from wukong_async.store import Connections
 
@@ -26,4 +27,4 @@ async def connections(valkey: Valkey) -> AsyncIterator[Connections]:
         yield opened
         keys = await opened.command(0, "KEYS", "*")
         await opened.command(0, "FLUSHALL")
-        assert keys == []
+        assert of_jobs(keys) == []

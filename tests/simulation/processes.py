@@ -215,6 +215,9 @@ class SimulatedStore(JobStore):
     async def open(self, ttl: float) -> None:
         await self._ask("open", self._model.open)
 
+    async def recall(self, names: Sequence[str]) -> dict[str, list[float]]:
+        return {}
+
     async def put(self, objects: Iterable[tuple[str, wire.Segments]], ttl: float) -> Status:
         joined = {name: wire.join(segments) for name, segments in objects}
         return await self._ask("put", lambda: self._model.put(joined))
@@ -289,6 +292,13 @@ class SimulatedUpload(Upload):
         plan = world.workload.plan
         super().__init__(cast(Any, None), plan, settings(len(world.groups)), [0], [0])
         self._literal_values = world.workload.literals
+        self._groups = world.groups
+
+    def names(self) -> list[str]:
+        return []
+
+    def groups(self) -> list[list[int]]:
+        return self._groups
 
     @property
     def results(self) -> dict[Any, int]:

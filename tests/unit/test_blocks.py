@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from operator import add
 from typing import Any
 
@@ -26,8 +26,26 @@ def test_tasks_survive() -> None:
     block = blocks.decode(wire.join(frame), first=7, edge=20)
     assert count == 1
     (spec,) = block.specs
-    assert spec == TaskSpec(7, (3,), (8, 9), (2, 1), True, (), 20)
+    assert spec == TaskSpec(7, (3,), (8, 9), (2, 1), True, (), 20, name="k")
     assert block.programs[7].run({3: 5}) == 15
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("add-6ce1f5a1-4d07-4d75-8353-abcdefabcdef", "add"),
+        (("random_sample-6ce1f5a14d075d754353abcdefabcdef", 0, 1), "random_sample"),
+        ("sum-aggregate-6ce1f5a14d075d754353abcdefabcdef", "sum-aggregate"),
+        ("x-1-2", "x"),
+        ("load", "load"),
+        (("a", 1), "a"),
+        (3, "int"),
+        ((), "tuple"),
+        (None, ""),
+    ],
+)
+def test_tasks_that_do_the_same_have_one_name(key: Hashable, name: str) -> None:
+    assert blocks.name_of(key) == name
 
 
 def test_one_input_under_two_names_is_one_edge() -> None:

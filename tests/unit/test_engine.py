@@ -451,7 +451,7 @@ def test_what_arrives_early_is_published_with_it_and_told_once() -> None:
 
 
 @pytest.mark.usefixtures("one_by_one")
-def test_a_probe_stores_nothing_and_is_made_once() -> None:
+def test_a_probe_stores_nothing_and_nobody_polls() -> None:
     job = Stepwise(wide(4), [0, 1])
     job.ran()
     job.ran(0)  # The next one has not started.
@@ -465,7 +465,10 @@ def test_a_probe_stores_nothing_and_is_made_once() -> None:
     assert not [action for action in job.seen if isinstance(action, Publish)]
     job.reply()
     job.engine.ran()
-    assert not job.share(probe=[4])
+    assert job.share(probe=[4]), "something has run since"
+    assert job.sent[1].probes == ((4, 4, ((0, 0), (1, 1))),)
+    job.reply()
+    assert not job.share(probe=[4]), "nothing has happened since"
 
 
 def test_a_fan_in_with_a_published_input_is_not_probed() -> None:
@@ -716,11 +719,21 @@ def test_what_is_claimed_by_a_probe_and_did_not_run_stays_without_what_passes() 
     assert job.sent[1].publish == ((0, 1),), "its mark goes with the data"
 
 
-def test_what_a_probe_has_claimed_is_not_offered_without_its_inputs() -> None:
+def test_what_a_probe_has_claimed_is_offered_with_its_inputs() -> None:
     """Seen once in 600,000 seeds: it got ready here, too, while the answer was on its way."""
     job = _while_its_last_input_runs(check=True)
     job.reply(claims=(2,))
     job.engine.ran()
-    assert job.engine.offerable() == [], "its first input is in memory, and in no store"
+    assert job.engine.offerable() == [2]
+    assert job.share(offers=[[2]])
+    assert [task for task, _ in job.sent[1].publish] == [0], "it is in memory, and in no store"
+
+
+def test_what_a_probe_has_claimed_is_run_here_if_nobody_takes_it() -> None:
+    job = _while_its_last_input_runs(check=True)
+    job.reply(claims=(2,))
+    job.engine.ran()
+    assert job.share(offers=[[2]])
+    job.reply(accepted=(False,))
     job.go()
     assert job.runs[-1] == (2,)
