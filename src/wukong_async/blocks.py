@@ -118,7 +118,7 @@ def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
     return wire.dumps_some(entries, most)
 
 
-def decode(frame: bytes, first: int, edge: int) -> Block:
+def decode(frame: wire.Buffer, first: int, edge: int) -> Block:
     """The tasks of a block whose first one has number `first`, and its first edge `edge`.
 
     Raises

@@ -7,8 +7,9 @@ A frame is a sequence of segments that are written one after the other:
 
 The header is msgpack: `[length of the pickle, [[length, writable], …]]`. The pickle and every
 buffer start at a multiple of `ALIGNMENT`, so that arrays are rebuilt where they lie. Buffers that
-were writable come back writable (a copy: numpy and Cython code refuses to work on read-only
-memory); read-only ones are views on the frame.
+were writable come back writable: numpy and Cython code refuses to work on read-only memory. One
+that is most of a writable frame stays where it lies; others are copied, so that a small part of a
+value does not keep all of its frame. Read-only ones are views on the frame.
 
 Plain pickle is tried first because it is several times faster; cloudpickle is the answer where
 plain pickle fails or names what only this process can import (`__main__`, modules registered
@@ -107,7 +108,7 @@ def own_weights(values: Sequence[object]) -> list[int]:
 
 
 def loads(frame: Buffer) -> Any:
-    """The value of a frame.
+    """The value of a frame; a writable one may be part of it from now on.
 
     Raises
     ------
@@ -170,7 +171,12 @@ def _parse(frame: Buffer) -> tuple[memoryview, Sequence[Buffer]]:
         part = view[offset : offset + size]
         if len(part) != size:
             raise SerializationError("the frame ends inside a buffer")
-        buffers.append(bytearray(part) if writable else part.toreadonly())
+        if not writable:
+            buffers.append(part.toreadonly())
+        elif view.readonly or 2 * size < len(view):
+            buffers.append(bytearray(part))
+        else:
+            buffers.append(part)
     return body, buffers
 
 

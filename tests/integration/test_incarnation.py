@@ -192,7 +192,7 @@ async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
     inline = [v for v in stored.values() if v is not None and len(v) > 1000]
     assert len(inline) == 9
     found = await job.store.read(upload.plan.leaves[:100])
-    assert all(frame is not None and bytes(1000) in frame for frame in found.values())
+    assert all(frame is not None and bytes(1000) in bytes(frame) for frame in found.values())
 
 
 async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thread(
@@ -212,7 +212,7 @@ async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thr
 
 def decoded(value: object) -> Any:
     """A value that has travelled."""
-    frames = {1: wire.join(wire.dumps(value))}
+    frames: dict[int, wire.Buffer] = {1: wire.join(wire.dumps(value))}
     return incarnation_module._decode(frames, threading.Event())[1][1]
 
 

@@ -703,7 +703,7 @@ def _patiently(unpickle: Callable[[], T]) -> T:
     return unpickle()
 
 
-def _decode(frames: dict[int, bytes], stop: threading.Event) -> dict[int, tuple[int, Any]]:
+def _decode(frames: dict[int, wire.Buffer], stop: threading.Event) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
     for number in list(frames):
@@ -812,8 +812,7 @@ def _encode(
             part_size=facts.part_size,
         )
         room = max(0, room - len(payloads[task].inline))
-        # In one piece here, in the worker thread, and not on the loop where it is written.
-        objects += [(name, [wire.join(part)]) for name, part in parts]
+        objects += parts
         waiting += wire.size(segments) if parts else 0
         if waiting > BATCH_BYTES:
             break

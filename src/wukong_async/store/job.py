@@ -24,7 +24,7 @@ from wukong_async.protocol import (
     Status,
     Watch,
 )
-from wukong_async.store import scripts
+from wukong_async.store import bulk, scripts
 from wukong_async.store.connections import Connections
 from wukong_async.store.values import MANIFEST, Place, place_of
 
@@ -322,18 +322,25 @@ class JobStore:
         statuses = await asyncio.gather(*(write(shard) for shard in placed))
         return Status.CLOSED if Status.CLOSED in statuses else Status.OK
 
-    async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
-        """Read objects whose sizes in bytes are known, at least roughly, in this order."""
+    async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[Any]:
+        """Read objects whose sizes in bytes are known, at least roughly, in this order.
+
+        As bytes, or as memory of their own; None for what is not there.
+        """
         placed: dict[int, list[tuple[int, str, int]]] = {}
         for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
             key = self._key(name)
             placed.setdefault(self._connections.shard(key), []).append((index, key, size))
-        found: list[bytes | None] = [None] * len(names)
+        found: list[wire.Buffer | None] = [None] * len(names)
+        memory = bulk.memory_for(names, sizes)
 
         async def read(shard: int) -> None:
             for batch in _batches(placed[shard], lambda item: item[2]):
                 keys = [key for _, key, _ in batch]
-                values = await self._connections.command(shard, "MGET", *keys)
+                about = sum(size for _, _, size in batch)
+                mine = partial(_of_batch, memory, batch)
+                request = partial(bulk.read, keys=keys, about=about, memory=mine)
+                values = await self._connections.ask(shard, request)
                 for (index, _, _), value in zip(batch, values, strict=True):
                     found[index] = value
 
@@ -358,7 +365,7 @@ class JobStore:
             for batch in _batches(keys, lambda _: 0):
                 await self._connections.ask(shard, partial(unlink, keys=batch))
 
-    async def read(self, objects: Sequence[int]) -> dict[int, bytes | None]:
+    async def read(self, objects: Sequence[int]) -> dict[int, Any]:
         """Objects, as frames; None for what the store does not have (any more)."""
         return await self.resolve(await self.look(objects))
 
@@ -373,20 +380,21 @@ class JobStore:
             stored.update(zip(some, values, strict=True))
         return stored
 
-    async def fetch(self, places: Sequence[Place]) -> dict[int, bytes | None]:
+    async def fetch(self, places: Sequence[Place]) -> dict[int, wire.Buffer | None]:
         """The frames at these places; None where a part is missing."""
         names = [name for place in places for name in place.names]
-        sizes = [-(-place.size // place.parts) for place in places for _ in range(place.parts)]
+        sizes = [size for place in places for size in place.sizes]
         found = iter(await self.get(names, sizes))
-        frames: dict[int, bytes | None] = {}
+        frames: dict[int, wire.Buffer | None] = {}
         for place in places:
             pieces = [piece for _, piece in zip(range(place.parts), found, strict=False)]
-            whole = [piece for piece in pieces if piece is not None]
-            frames[place.task] = wire.join(whole) if len(whole) == place.parts else None
+            there = [piece for piece in pieces if piece is not None]
+            complete = len(there) == place.parts
+            frames[place.task] = bulk.whole(there, place.size) if complete else None
         return frames
 
-    async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
-        """Follow the pointers among stored values."""
+    async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, Any]:
+        """Follow the pointers among stored values: frames, or None."""
         places = [
             place
             for task, value in stored.items()
@@ -420,24 +428,20 @@ class JobStore:
     async def _put_batch(
         self, shard: int, batch: Sequence[tuple[str, wire.Segments]], ttl: float
     ) -> Status:
-        keys = [self._key(name) for name, _ in batch]
-        # Views, since redis-py decodes bytes for the text of its errors: a second for 4 MB.
-        values = [memoryview(wire.join(segments)) for _, segments in batch]
+        values = [(self._key(name), segments) for name, segments in batch]
+        keys = [*self._index(), *(key for key, _ in values)]
+        # By its text: of a server that was restarted, a transaction would have had all effects but
+        # this one, and nobody would know of the objects.
+        confirm = ("EVAL", scripts.CONFIRM.source, len(keys), *keys, _ms(ttl))
+        request = partial(bulk.write, values=values, milliseconds=_ms(ttl), last=confirm)
+        answer: bytes = await self._connections.ask(shard, request)
+        return Status(answer.decode())
 
-        async def write(client: Redis) -> Status:
-            async with client.pipeline(transaction=True) as pipe:
-                for key, value in zip(keys, values, strict=True):
-                    pipe.set(key, value, px=_ms(ttl), nx=True)
-                arguments = [*self._index(), *keys]
-                # By its text: of a server that was restarted, a transaction would have had all
-                # effects but this one, and nobody would know of the objects.
-                pipe.execute_command(
-                    "EVAL", scripts.CONFIRM.source, len(arguments), *arguments, _ms(ttl)
-                )
-                answers = await pipe.execute()
-            return Status(answers[-1].decode())
 
-        return await self._connections.ask(shard, write)
+def _of_batch(
+    memory: bulk.Memory, batch: Sequence[tuple[int, str, int]], index: int, length: int
+) -> memoryview:
+    return memory(batch[index][0], length)
 
 
 def _batches(items: Sequence[Any], size: Any) -> Iterator[list[Any]]:

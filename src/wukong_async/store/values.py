@@ -36,6 +36,17 @@ class Place:
         return [f"o{self.task}.{self.writer}.{part}" for part in range(self.parts)]
 
     @property
+    def part_size(self) -> int:
+        """Bytes of each part but the last."""
+        return -(-self.size // self.parts)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each part."""
+        step = self.part_size
+        return [min(step, self.size - start) for start in range(0, self.parts * step, step)]
+
+    @property
     def pointer(self) -> bytes:
         """As it stands in the metadata."""
         return POINTER + wire.pack([self.writer, self.parts, self.size])
@@ -79,7 +90,7 @@ def payload(
     if size <= inline_limit:
         return Payload(wire.join(segments)), []
     place = Place(task, writer, math.ceil(size / part_size), size)
-    pieces = _split(segments, math.ceil(size / place.parts))
+    pieces = _split(segments, place.part_size)
     return Payload(place.pointer, place.token), list(zip(place.names, pieces, strict=True))
 
 
