@@ -56,7 +56,7 @@ def test_a_read_only_array_stays_read_only_and_is_not_copied() -> None:
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_what_is_most_of_a_writable_frame_stays_in_it(count: int) -> None:
-    arrays = [np.arange(10_000.0) + i for i in range(count)]
+    arrays: list[Any] = [np.arange(10_000.0) + i for i in range(count)]
     frame = bytearray(wire.join(wire.dumps(arrays)))
     copies = wire.loads(frame)
     whole = np.frombuffer(frame, dtype="u1")
