@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 from wukong_async import wire
 from wukong_async.collector import collector_paused
+from wukong_async.compression import NONE
 from wukong_async.protocol import TaskSpec
 
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
@@ -55,17 +56,27 @@ class PlanFacts:
     part_size: int
     ttl: float
     """Seconds that an object may live without being extended."""
+    compression: str = NONE
+    """A mode of `compression`."""
 
     def pack(self) -> bytes:
         """As `create` takes them."""
         return wire.pack(
-            [list(self.starts), list(self.edges), self.inline_limit, self.part_size, self.ttl]
+            [
+                list(self.starts),
+                list(self.edges),
+                self.inline_limit,
+                self.part_size,
+                self.ttl,
+                self.compression,
+            ]
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The inverse of `pack`."""
-        return cls(*wire.unpack(data))
+        starts, edges, inline_limit, part_size, ttl, compression = wire.unpack(data)
+        return cls(starts, edges, inline_limit, part_size, ttl, compression.decode())
 
 
 NO_LIMITS = Limits()

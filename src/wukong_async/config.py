@@ -30,10 +30,17 @@ LARGEST = 512 * 1024 * 1024
 
 
 def _setting(
-    default: object, doc: str, unit: str = "", *, least: int = 1, most: int | None = None
+    default: object,
+    doc: str,
+    unit: str = "",
+    *,
+    least: int = 1,
+    most: int | None = None,
+    choices: Sequence[str] = (),
 ) -> typing.Any:
     most = most or (LARGEST if unit == "bytes" else MOST)
-    return field(default=default, metadata={"doc": doc, "unit": unit, "least": least, "most": most})
+    limits = {"least": least, "most": most, "choices": choices}
+    return field(default=default, metadata={"doc": doc, "unit": unit, **limits})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,12 @@ class Settings:
     part_size: int = _setting(
         16 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
     )
+    compression: str = _setting(
+        "auto",
+        "Large values: `auto` compresses where that saves time, which it never does over a unix"
+        " socket; `lz4` wherever it makes them smaller; `none`. Takes the package `lz4`.",
+        choices=("auto", "lz4", "none"),
+    )
     block_tasks: int = _setting(256, "Most tasks in one block of a plan.")
     block_size: int = _setting(256 * 1024, "Blocks of a plan larger than this are cut.", "bytes")
 
@@ -121,6 +134,11 @@ class Settings:
             if timed and not 0 < value <= MOST:
                 raise ConfigError(
                     f"wukong.{spec.name} must be positive and at most {MOST} s, not {value}."
+                )
+            choices = spec.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"wukong.{spec.name} must be one of {', '.join(choices)}, not {value!r}."
                 )
             if spec.type == "int" and value < least:
                 raise ConfigError(f"wukong.{spec.name} must be at least {least}, not {value}.")

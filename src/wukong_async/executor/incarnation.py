@@ -28,6 +28,7 @@ import dask._task_spec
 
 from wukong_async import blocks, failure, wire
 from wukong_async.blocks import Block, Limits, PlanFacts, Program
+from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import (
     Action,
@@ -58,6 +59,7 @@ from wukong_async.store.job import BATCH_BYTES
 T = TypeVar("T")
 log = logging.getLogger("wukong.executor")
 
+NO_COMPRESSION = Compression()
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
 COMMIT_BYTES = 16 * 1024 * 1024
@@ -664,10 +666,10 @@ class Incarnation:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
         room = COMMIT_BYTES
+        compression = Compression(self._facts.compression, self._store.bandwidth)
         while rest and not self._stop.is_set():
-            made = await self._in_worker(
-                partial(_encode, rest, self._values, self._facts, self._nonce, room, self._stop)
-            )
+            encode = partial(_encode, rest, self._values, self._facts, self._nonce, room)
+            made = await self._in_worker(partial(encode, self._stop, compression))
             if isinstance(made, Failed):
                 await self._fail_for(made)
                 return
@@ -711,7 +713,7 @@ def _decode(frames: dict[int, wire.Buffer], stop: threading.Event) -> dict[int, 
             break
         frame = frames.pop(number)
         try:
-            values[number] = len(frame), _patiently(partial(wire.loads, frame))
+            values[number] = wire.weight(frame), _patiently(partial(wire.loads, frame))
         except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
             raise blocks.Unreadable(number) from error
     return values
@@ -788,6 +790,7 @@ def _encode(
     writer: str,
     room: int,
     stop: threading.Event,
+    compression: Compression = NO_COMPRESSION,
 ) -> tuple[dict[int, Payload], list[tuple[str, wire.Segments]]] | Failed:
     """Serialise outputs until there is a batch to write; `room` bytes of them may go inline."""
     payloads: dict[int, Payload] = {}
@@ -797,7 +800,7 @@ def _encode(
         if stop.is_set():
             break
         try:
-            segments = wire.dumps(values[task])
+            segments = wire.compressed(wire.dumps(values[task]), compression)
         except BaseException as error:
             explained = SerializationError(
                 f"The output of this task has to travel, but does not pickle: {wire.text_of(error)}"

@@ -19,6 +19,7 @@ from typing import Any
 from wukong_async import blocks, graph, plan, wire
 from wukong_async.blocks import Entry, PlanFacts
 from wukong_async.collector import collector_paused
+from wukong_async.compression import LZ4, NONE, Compression, mode_for
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
@@ -63,8 +64,9 @@ class Upload:
 
         Raises
         ------
-        wukong_async.errors.GraphError
+        wukong_async.errors.GraphError, wukong_async.errors.ConfigError
         """
+        mode_for(settings.compression)
         with collector_paused():
             task_graph = graph.ingest(source, keys, annotations)
             outputs = [k for k in task_graph.outputs.values() if k not in task_graph.literals]
@@ -75,7 +77,12 @@ class Upload:
         """What executors are told; complete once `batches` is exhausted."""
         settings = self.settings
         return PlanFacts(
-            self.starts, self.edges, settings.inline_limit, settings.part_size, settings.ttl
+            self.starts,
+            self.edges,
+            settings.inline_limit,
+            settings.part_size,
+            settings.ttl,
+            mode_for(settings.compression),
         )
 
     def name(self, number: int) -> str:
@@ -141,6 +148,11 @@ class Upload:
         if batch:
             yield batch
 
+    @property
+    def _compression(self) -> Compression:
+        # The function may have no `lz4`: whether it has is for who asks for it to know.
+        return Compression(LZ4 if self.settings.compression == LZ4 else NONE)
+
     # Literals ---------------------------------------------------------------------------------
 
     def _literals(self) -> Iterator[tuple[str, wire.Segments]]:
@@ -183,6 +195,7 @@ class Upload:
         """A new literal: its number and what to put for it."""
         self._labels.append((label, key))
         number = -len(self._labels)
+        segments = wire.compressed(segments, self._compression)
         stored, objects = payload(
             number,
             segments,

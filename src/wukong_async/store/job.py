@@ -15,6 +15,7 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 
 from wukong_async import wire
+from wukong_async.compression import bandwidth
 from wukong_async.config import Settings
 from wukong_async.protocol import (
     Begun,
@@ -116,6 +117,11 @@ class JobStore:
 
     def __repr__(self) -> str:
         return f"<JobStore {self.job_id} on {self._connections!r}>"
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second to the servers, as far as their URLs tell."""
+        return bandwidth(self._connections.endpoints)
 
     # Metadata ---------------------------------------------------------------------------------
 
