@@ -22,6 +22,7 @@ from tests.integration.jobs import new_job
 from wukong_async import engine as engine_module
 from wukong_async import wire
 from wukong_async.blocks import PlanFacts, Program, Unreadable
+from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import Publish, State
 from wukong_async.executor import incarnation as incarnation_module
@@ -375,7 +376,9 @@ def test_an_output_whose_error_cannot_be_shown() -> None:
             raise Unshown
 
     facts = PlanFacts((), (), 10, 10, 1.0)
-    made = incarnation_module._encode([1], {1: Stays()}, facts, "w", 10, threading.Event())
+    made = incarnation_module._encode(
+        [1], {1: Stays()}, facts, "w", 10, Compression(), threading.Event()
+    )
     assert isinstance(made, incarnation_module.Failed)
     assert "cannot be shown" in str(made.error)
 

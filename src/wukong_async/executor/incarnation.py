@@ -59,7 +59,6 @@ from wukong_async.store.job import BATCH_BYTES
 T = TypeVar("T")
 log = logging.getLogger("wukong.executor")
 
-NO_COMPRESSION = Compression()
 BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
 COMMIT_BYTES = 16 * 1024 * 1024
@@ -669,7 +668,7 @@ class Incarnation:
         compression = Compression(self._facts.compression, self._store.bandwidth)
         while rest and not self._stop.is_set():
             encode = partial(_encode, rest, self._values, self._facts, self._nonce, room)
-            made = await self._in_worker(partial(encode, self._stop, compression))
+            made = await self._in_worker(partial(encode, compression, self._stop))
             if isinstance(made, Failed):
                 await self._fail_for(made)
                 return
@@ -789,8 +788,8 @@ def _encode(
     facts: PlanFacts,
     writer: str,
     room: int,
+    compression: Compression,
     stop: threading.Event,
-    compression: Compression = NO_COMPRESSION,
 ) -> tuple[dict[int, Payload], list[tuple[str, wire.Segments]]] | Failed:
     """Serialise outputs until there is a batch to write; `room` bytes of them may go inline."""
     payloads: dict[int, Payload] = {}
