@@ -58,6 +58,9 @@ class PlanFacts:
     """Seconds that an object may live without being extended."""
     compression: str = NONE
     """A mode of `compression`."""
+    bucket: str = ""
+    """The URL of the bucket that takes values above a limit, if there is one."""
+    bucket_limit: int = 0
 
     def pack(self) -> bytes:
         """As `create` takes them."""
@@ -69,14 +72,26 @@ class PlanFacts:
                 self.part_size,
                 self.ttl,
                 self.compression,
+                self.bucket,
+                self.bucket_limit,
             ]
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The inverse of `pack`."""
-        starts, edges, inline_limit, part_size, ttl, compression = wire.unpack(data)
-        return cls(starts, edges, inline_limit, part_size, ttl, compression.decode())
+        *numbers, compression, bucket, bucket_limit = wire.unpack(data)
+        starts, edges, inline_limit, part_size, ttl = numbers
+        return cls(
+            starts,
+            edges,
+            inline_limit,
+            part_size,
+            ttl,
+            compression.decode(),
+            bucket.decode(),
+            bucket_limit,
+        )
 
 
 NO_LIMITS = Limits()

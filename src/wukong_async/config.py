@@ -28,6 +28,9 @@ MOST = 10**9
 LARGEST = 512 * 1024 * 1024
 """Bytes of one argument of a command, as Redis and Valkey are set up by default."""
 
+MOST_IN_BUCKET = 5 * 1024**4
+"""Bytes of an object in S3."""
+
 
 def _setting(
     default: object,
@@ -112,6 +115,20 @@ class Settings:
     )
     part_size: int = _setting(
         16 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
+    )
+    s3_bucket: str | None = _setting(
+        None, "S3 bucket for values above `s3_limit`; default: all values are in Redis / Valkey."
+    )
+    s3_prefix: str = _setting("wukong/", "What the names of objects in the bucket begin with.")
+    s3_limit: int = _setting(
+        64 * 1024 * 1024,
+        "Values above this size are stored in `s3_bucket`.",
+        "bytes",
+        least=0,
+        most=MOST_IN_BUCKET,
+    )
+    s3_endpoint_url: str | None = _setting(
+        None, "Where S3 answers, for the client and for the function; default: AWS."
     )
     compression: str = _setting(
         "auto",

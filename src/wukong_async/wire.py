@@ -209,6 +209,24 @@ def join(segments: Sequence[Buffer]) -> bytes:
     return b"".join(segments)
 
 
+def split(segments: Segments, size: int) -> Iterator[Segments]:
+    """The same bytes, cut into pieces of `size` without copying them."""
+    piece: list[Buffer] = []
+    room = size
+    for segment in segments:
+        view = memoryview(segment)
+        while len(view) >= room:
+            piece.append(view[:room])
+            view = view[room:]
+            yield piece
+            piece, room = [], size
+        if len(view):
+            piece.append(view)
+            room -= len(view)
+    if piece:
+        yield piece
+
+
 def pack(value: object) -> bytes:
     """Msgpack in the dialect that Lua's cmsgpack reads: no `bin` type, strings are bytes."""
     packed: bytes = msgpack.packb(value, use_bin_type=False)

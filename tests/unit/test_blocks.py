@@ -71,7 +71,7 @@ def test_an_executor_finds_the_block_of_a_task() -> None:
 
 
 def test_facts_survive() -> None:
-    facts = PlanFacts([0, 256], [0, 300], 16384, 1 << 26, 3600.0, "lz4")
+    facts = PlanFacts([0, 256], [0, 300], 16384, 1 << 26, 3600.0, "lz4", "s3://b/p", 5)
     assert PlanFacts.unpack(facts.pack()) == facts
 
 

@@ -46,7 +46,7 @@ from wukong_async.engine import (
     Send,
     Step,
 )
-from wukong_async.errors import SerializationError, StoreFull, WukongError
+from wukong_async.errors import BucketError, SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import PlanCache, Values, goes_once, limit_mb, resident_mb
 from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Invocation, mismatch, versions
@@ -427,7 +427,11 @@ class Incarnation:
 
     async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
         """Objects of the store, as (size, value), and those that it has lost."""
-        frames = await self._store.read(objects) if objects else {}
+        try:
+            frames = await self._store.read(objects) if objects else {}
+        except BucketError as error:
+            self._fail(failure.bucket_refused(str(error)))
+            return {}, []
         lost = [number for number, frame in frames.items() if frame is None]
         there = {number: frame for number, frame in frames.items() if frame is not None}
         frames.clear()
@@ -683,6 +687,9 @@ class Incarnation:
             except StoreFull as error:
                 self._fail(failure.store_full(str(error)))
                 return
+            except BucketError as error:
+                self._fail(failure.bucket_refused(str(error)))
+                return
         if not rest:  # Else it was stopped, and whoever did that tells the engine.
             self._engine.published()
 
@@ -812,6 +819,8 @@ def _encode(
             writer=writer,
             inline_limit=min(facts.inline_limit, room),
             part_size=facts.part_size,
+            bucket=facts.bucket,
+            bucket_limit=facts.bucket_limit,
         )
         room = max(0, room - len(payloads[task].inline))
         objects += parts

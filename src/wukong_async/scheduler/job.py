@@ -177,6 +177,7 @@ class Job:
     async def _upload(self, upload: Upload, keys: Any) -> bytes:
         """Everything that is there before the job is; its manifest."""
         ttl = self._settings.ttl
+        self._store.bucket = upload.bucket
         await self._store.open(ttl)
         manifest, objects = await self._in_thread(upload.manifest, keys)
         batches = chain([objects] if objects else [], upload.batches())

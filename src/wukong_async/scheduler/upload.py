@@ -23,8 +23,9 @@ from wukong_async.compression import LZ4, NONE, Compression, mode_for
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
+from wukong_async.invoker import region_of
 from wukong_async.plan import Plan
-from wukong_async.store import MANIFEST, block_name, payload
+from wukong_async.store import MANIFEST, Bucket, block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
 """Literals of these types are not worth a look."""
@@ -83,7 +84,18 @@ class Upload:
             settings.part_size,
             settings.ttl,
             mode_for(settings.compression),
+            self.bucket,
+            settings.s3_limit,
         )
+
+    @property
+    def bucket(self) -> str:
+        """The URL of the bucket for what is very large, if there is one."""
+        settings = self.settings
+        if settings.s3_bucket is None:
+            return ""
+        endpoint = settings.s3_endpoint_url or ""
+        return Bucket(settings.s3_bucket, settings.s3_prefix, region_of(settings), endpoint).url
 
     def name(self, number: int) -> str:
         """A task or a literal, for messages."""
@@ -202,6 +214,8 @@ class Upload:
             writer="plan",
             inline_limit=0,  # Whatever its pickle turns out to weigh, it is an object.
             part_size=self.settings.part_size,
+            bucket=self.bucket,
+            bucket_limit=self.settings.s3_limit,
         )
         self.values.append((number, stored.inline))
         return number, objects
