@@ -10,12 +10,15 @@ import random
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import uvloop
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as Disconnected
 
 from wukong_async import wire
@@ -138,6 +141,24 @@ def test_a_read_whose_connection_is_killed_is_asked_again(
             assert await connections.command(0, "ECHO", "x") == b"x"
 
     run(killed())
+
+
+def test_health_is_checked_before_and_not_in_between(
+    run: Callable[[Any], Any], valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get: Any = ConnectionPool.get_connection
+    connected: set[Any] = set()
+
+    async def noted(pool: ConnectionPool) -> Any:
+        connection = await get(pool)
+        connected.add(connection)
+        return connection
+
+    # Due whenever it is looked at, once a connection has said who it is.
+    due = property(lambda self: -1 if self in connected else inf, lambda *_: None)
+    monkeypatch.setattr(AbstractConnection, "next_health_check", due, raising=False)
+    monkeypatch.setattr(ConnectionPool, "get_connection", noted)
+    run(there_and_back(f"{valkey.url}?health_check_interval=1"))
 
 
 def test_a_server_that_stops_in_a_body_is_named(run: Callable[[Any], Any]) -> None:

@@ -130,8 +130,12 @@ async def write(
         for key, segments in values:
             packed += _set_command(key, segments, milliseconds)
         packed += connection.pack_commands([last, ("EXEC",)])
+        await connection.check_health()
         for some in _rounds(packed):
-            await connection.send_packed_command(some)
+            # Another connection would take the rest of a command for the beginning of one.
+            if not connection.is_connected:
+                raise Disconnected("Connection closed while a command was sent.")
+            await connection.send_packed_command(some, check_health=False)
         del packed
         return await _transaction(connection, len(values) + 2)
     except asyncio.CancelledError:
