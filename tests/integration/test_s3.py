@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator
@@ -207,6 +208,25 @@ async def test_a_server_that_is_not_there(
             await asked
     await connections.buckets.delete(bucket, ["k"])
     await connections.buckets.sweep(bucket, "k")
+
+
+async def test_a_deletion_does_not_wait_for_ever(
+    connections: Connections, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "PATIENCE", 0.2)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        bucket = Bucket("b", "", "us-east-1", f"http://127.0.0.1:{port}")
+        await connections.buckets.delete(bucket, ["k"])
+        await connections.buckets.sweep(bucket, "k")
+        await connections.buckets.aclose()
 
 
 @pytest.mark.parametrize("name", ["no-such-bucket", "no such bucket"])

@@ -6,7 +6,8 @@ What redis-py connects, authenticates and encrypts stays its own; only the bodie
   argument in one piece.
 - A read tells the transport to receive into the memory of the value itself, for as long as the
   reply takes. The general way copies each byte five times: into an object of the loop, the buffer
-  of the stream, an object of its own, the parser's buffer, and at last the value.
+  of the stream, an object of its own, the parser's buffer, and at last one for the caller, who has
+  to copy it again if it is to be writable, or a part of something.
 
 A reply that looks otherwise than expected is given back, and redis-py says what it means.
 """
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Disconnected
-from redis.exceptions import ExecAbortError, ResponseError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
 from wukong_async import wire
@@ -178,7 +179,7 @@ async def _transaction(connection: Any, commands: int) -> Any:
             refused = refused or error
     try:
         answers = await connection.read_response()
-    except ExecAbortError as error:
+    except ResponseError as error:  # It is aborted, or was not begun.
         raise refused or error from None
     for answer in answers:
         if isinstance(answer, Exception):

@@ -399,14 +399,16 @@ class JobStore:
     async def delete(self, objects: Iterable[tuple[int, str]]) -> None:
         """Delete objects, given as (object, place)."""
         placed: dict[int, list[str]] = {}
+        elsewhere: list[str] = []
         for number, token in objects:
             for name in Place.from_token(number, token).names:
                 if is_elsewhere(name):
-                    bucket, key = self._elsewhere(name)
-                    await self._connections.buckets.delete(bucket, [key])
+                    elsewhere.append(name)
                     continue
                 key = self._key(name)
                 placed.setdefault(self._connections.shard(key), []).append(key)
+
+        await self._delete_elsewhere(elsewhere)
 
         async def unlink(client: Redis, keys: list[str]) -> None:
             async with client.pipeline(transaction=False) as pipe:
@@ -479,10 +481,16 @@ class JobStore:
             await buckets.put(*self._elsewhere(name), segments)
         status = await self._mark(ttl)
         if status is not Status.OK:
-            for name, _ in objects:
-                bucket, key = self._elsewhere(name)
-                await buckets.delete(bucket, [key])
+            await self._delete_elsewhere(name for name, _ in objects)
         return status
+
+    async def _delete_elsewhere(self, names: Iterable[str]) -> None:
+        keys: dict[Bucket, list[str]] = {}
+        for name in names:
+            bucket, key = self._elsewhere(name)
+            keys.setdefault(bucket, []).append(key)
+        for bucket, mine in keys.items():
+            await self._connections.buckets.delete(bucket, mine)
 
     async def _mark(self, ttl: float) -> Status:
         """Note that the job has objects in a bucket. OK or CLOSED."""

@@ -30,6 +30,9 @@ ATTEMPTS = 6
 """Tries of one request, the first included."""
 MOST_DELETED = 1000
 """Objects of one DeleteObjects."""
+PATIENCE = 20.0
+"""Seconds that a deletion may take: it is only in the way of others, who cannot wait for ever."""
+CANNOT = (BucketError, StoreUnreachable, TimeoutError)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GONE = ("NoSuchKey", "404", "InvalidRange")
 
@@ -110,26 +113,27 @@ class Buckets:
 
     async def delete(self, bucket: Bucket, keys: Sequence[str]) -> None:
         """Delete objects. What cannot be deleted is left to the bucket's lifecycle rule."""
-        try:
-            async with self._client(bucket) as client:
-                for start in range(0, len(keys), MOST_DELETED):
-                    objects = [{"Key": key} for key in keys[start : start + MOST_DELETED]]
-                    which = {"Objects": objects, "Quiet": True}
+        for start in range(0, len(keys), MOST_DELETED):
+            some = keys[start : start + MOST_DELETED]
+            which = {"Objects": [{"Key": key} for key in some], "Quiet": True}
+            try:
+                async with asyncio.timeout(PATIENCE), self._client(bucket) as client:
                     answer = await client.delete_objects(Bucket=bucket.name, Delete=which)
-                    for error in answer.get("Errors", ()):
-                        log.warning("s3://%s/%s stays: %s", bucket.name, error["Key"], error)
-        except (BucketError, StoreUnreachable) as error:
-            log.warning("%d objects stay in s3://%s: %s", len(keys), bucket.name, error)
+            except CANNOT as error:
+                log.warning("%d objects stay in s3://%s: %s", len(some), bucket.name, error)
+                continue
+            for refused in answer.get("Errors", ()):
+                log.warning("s3://%s/%s stays: %s", bucket.name, refused["Key"], refused)
 
     async def sweep(self, bucket: Bucket, prefix: str, stay: Collection[str] = ()) -> None:
         """Delete what begins so, but for some; what cannot be deleted as in `delete`."""
         found: list[str] = []
         try:
-            async with self._client(bucket) as client:
+            async with asyncio.timeout(PATIENCE), self._client(bucket) as client:
                 pages = client.get_paginator("list_objects_v2")
                 async for page in pages.paginate(Bucket=bucket.name, Prefix=prefix):
                     found += (each["Key"] for each in page.get("Contents", ()))
-        except (BucketError, StoreUnreachable) as error:
+        except CANNOT as error:
             log.warning("s3://%s/%s cannot be cleaned up: %s", bucket.name, prefix, error)
         await self.delete(bucket, [key for key in found if key not in stay])
 
