@@ -3,6 +3,7 @@
     python -m benchmarks list
     python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5 --json FILE
     python -m benchmarks fanout             # from which fan-out on the proxy pays
+    python -m benchmarks copies                 # memory and speed of moving large values
 
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
 (A B A B …), so that a machine that changes its speed changes it for all: compare ratios, not
@@ -31,7 +32,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fanout
+from benchmarks import copies, fanout
 from benchmarks.backends import BACKENDS, WORKERS, Backend
 from benchmarks.counting import Counts
 from benchmarks.workloads import WORKLOADS, Workload
@@ -219,7 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fans.add_argument("--events", type=int, nargs="+", default=fanout.FANOUTS, help="how many")
     for command in (runner, fans):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    mover = commands.add_parser("copies", help="measure what it costs to move large values")
+    mover.add_argument("--repeat", type=int, default=5, help="the best of so many runs counts")
     options = parser.parse_args(arguments)
+    if options.command == "copies":
+        return copies.run(options.repeat)
     if options.command == "list":
         for workload in WORKLOADS.values():
             print(f"{workload.name:<10} {workload.about}")

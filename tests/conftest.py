@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -93,6 +95,63 @@ async def client(cluster: LocalCluster) -> AsyncIterator[WukongClient]:
     """An asynchronous client of the shared cluster."""
     async with WukongClient(cluster) as entered:
         yield entered
+
+
+class S3:
+    """A bucket on a server that answers as S3 does, and what is in it."""
+
+    def __init__(self, url: str) -> None:
+        import boto3
+
+        self.url = url
+        self.name = f"bucket-{secrets.token_hex(4)}"
+        self._client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+        self._client.create_bucket(Bucket=self.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a client; what is larger than 100 kB goes there."""
+        return {"s3_bucket": self.name, "s3_endpoint_url": self.url, "s3_limit": 100_000}
+
+    def names(self) -> list[str]:
+        """All objects."""
+        found = self._client.list_objects_v2(Bucket=self.name).get("Contents", ())
+        return [each["Key"] for each in found]
+
+    def uploads(self) -> list[str]:
+        """Those that have been begun, and are not complete."""
+        found = self._client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())
+        return [each["Key"] for each in found]
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self._client.delete_object(Bucket=self.name, Key=key)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A bucket of its own; fails a test that leaves something in it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    bucket = S3(s3_server)
+    yield bucket
+    assert bucket.names() == []
+    assert bucket.uploads() == []
+    bucket.close()
 
 
 def eventually(condition: Callable[[], bool]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from wukong_async import wire
 from wukong_async.collector import collector_paused
+from wukong_async.compression import NONE
 from wukong_async.protocol import TaskSpec
 
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
@@ -64,6 +65,11 @@ class PlanFacts:
     """What `wukong.hold` says."""
     seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """What is remembered of tasks by name, and of the place: see `policy.remembered`."""
+    compression: str = NONE
+    """A mode of `compression`."""
+    bucket: str = ""
+    """The URL of the bucket that takes values above a limit, if there is one."""
+    bucket_limit: int = 0
 
     def pack(self) -> bytes:
         """As `create` takes them."""
@@ -77,6 +83,9 @@ class PlanFacts:
                 self.slots,
                 self.hold,
                 dict(self.seen),
+                self.compression,
+                self.bucket,
+                self.bucket_limit,
             ]
         )
 
@@ -84,8 +93,13 @@ class PlanFacts:
     def unpack(cls, data: bytes) -> Self:
         """The inverse of `pack`."""
         facts = cls(*wire.unpack(data))
-        seen = cast("Mapping[bytes, Sequence[float]]", facts.seen)
-        return replace(facts, seen={name.decode(): figures for name, figures in seen.items()})
+        figures = cast("Mapping[bytes, Sequence[float]]", facts.seen)
+        return replace(
+            facts,
+            seen={name.decode(): each for name, each in figures.items()},
+            compression=cast("bytes", facts.compression).decode(),
+            bucket=cast("bytes", facts.bucket).decode(),
+        )
 
 
 NO_LIMITS = Limits()
@@ -138,7 +152,7 @@ def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
     return wire.dumps_some(entries, most)
 
 
-def decode(frame: bytes, first: int, edge: int) -> Block:
+def decode(frame: wire.Buffer, first: int, edge: int) -> Block:
     """The tasks of a block whose first one has number `first`, and its first edge `edge`.
 
     Raises

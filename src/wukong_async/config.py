@@ -28,12 +28,22 @@ MOST = 10**9
 LARGEST = 512 * 1024 * 1024
 """Bytes of one argument of a command, as Redis and Valkey are set up by default."""
 
+MOST_IN_BUCKET = 5 * 1024**4
+"""Bytes of an object in S3."""
+
 
 def _setting(
-    default: object, doc: str, unit: str = "", *, least: int = 1, most: int | None = None
+    default: object,
+    doc: str,
+    unit: str = "",
+    *,
+    least: int = 1,
+    most: int | None = None,
+    choices: Sequence[str] = (),
 ) -> typing.Any:
     most = most or (LARGEST if unit == "bytes" else MOST)
-    return field(default=default, metadata={"doc": doc, "unit": unit, "least": least, "most": most})
+    limits = {"least": least, "most": most, "choices": choices}
+    return field(default=default, metadata={"doc": doc, "unit": unit, **limits})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +140,26 @@ class Settings:
     part_size: int = _setting(
         16 * 1024 * 1024, "Larger values are stored in parts of this size.", "bytes"
     )
+    s3_bucket: str | None = _setting(
+        None, "S3 bucket for values above `s3_limit`; default: all values are in Redis / Valkey."
+    )
+    s3_prefix: str = _setting("wukong/", "What the names of objects in the bucket begin with.")
+    s3_limit: int = _setting(
+        64 * 1024 * 1024,
+        "Values above this size are stored in `s3_bucket`.",
+        "bytes",
+        least=0,
+        most=MOST_IN_BUCKET,
+    )
+    s3_endpoint_url: str | None = _setting(
+        None, "Where S3 answers, for the client and for the function; default: AWS."
+    )
+    compression: str = _setting(
+        "auto",
+        "Large values: `auto` compresses where that saves time, which it never does over a unix"
+        " socket; `lz4` wherever it makes them smaller; `none`. Takes the package `lz4`.",
+        choices=("auto", "lz4", "none"),
+    )
     block_tasks: int = _setting(256, "Most tasks in one block of a plan.")
     block_size: int = _setting(256 * 1024, "Blocks of a plan larger than this are cut.", "bytes")
 
@@ -146,6 +176,11 @@ class Settings:
                 sign = "not negative" if least == 0 else "positive"
                 raise ConfigError(
                     f"wukong.{spec.name} must be {sign} and at most {MOST} s, not {value}."
+                )
+            choices = spec.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"wukong.{spec.name} must be one of {', '.join(choices)}, not {value!r}."
                 )
             counted = spec.type == "int" or (spec.type == "int | None" and value is not None)
             if counted and value < least:

@@ -12,6 +12,7 @@ The tree::
     ├── StoreError
     │   ├── StoreUnreachable      no answer from Redis / Valkey
     │   ├── StoreFull             it has no memory left
+    │   ├── BucketError           S3 refuses what is asked of it
     │   └── StoreLost             the store answers, but data of a running job is gone
     ├── InvocationError         AWS Lambda (or its loopback) refuses an invocation
     │   └── FunctionNotFound
@@ -76,6 +77,10 @@ class StoreUnreachable(StoreError, ConnectionError):
 
 class StoreFull(StoreError):
     """The store has no memory left for a job's data."""
+
+
+class BucketError(StoreError):
+    """S3 refuses what is asked of it: the bucket does not exist, or access to it is denied."""
 
 
 class StoreLost(StoreError):

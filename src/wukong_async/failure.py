@@ -10,6 +10,7 @@ this page and store/lua must agree:
     unreadable what: plan | value, number, type, text, traceback, request id, executor
     input      the objects that are missing
     full       what the store said
+    bucket     what S3 said
     mismatch   what differs
     lost       executor, attempts, packed frontier, request id, packed LastWords or empty
     unstarted  executor, attempts, packed frontier, request id, packed LastWords or empty
@@ -31,6 +32,7 @@ from typing import Any, Literal, NamedTuple
 
 from wukong_async import wire
 from wukong_async.errors import (
+    BucketError,
     ExecutorLost,
     JobCancelled,
     JobTimeout,
@@ -149,6 +151,11 @@ def store_full(said: str) -> bytes:
     return wire.pack(["full", _text(said)])
 
 
+def bucket_refused(said: str) -> bytes:
+    """What a task has made, or reads, cannot be in the bucket."""
+    return wire.pack(["bucket", _text(said)])
+
+
 def versions_differ(difference: str) -> bytes:
     """Client and function do not fit together."""
     return wire.pack(["mismatch", difference])
@@ -221,6 +228,8 @@ def rebuild(
             )
         case [b"full", said]:
             return StoreFull(_decoded(said))
+        case [b"bucket", said]:
+            return BucketError(_decoded(said))
         case [b"mismatch", difference]:
             return VersionMismatch(
                 f"The client and the function differ: {_decoded(difference)}. Install the same"

@@ -95,7 +95,9 @@ class Watcher:
         """Let go of a job that has ended: what is kept of it is said in `JobStore.retire`."""
         error, facts = await self._store.notes("error", "facts")
         named = failure.numbers(error) if error else []
-        starts = PlanFacts.unpack(facts).starts if facts else []
+        plan = PlanFacts.unpack(facts) if facts else None
+        starts = plan.starts if plan else []
+        self._store.bucket = plan.bucket if plan else ""
         # They know the names of the tasks that the failure is about.
         await self._store.retire({block_name(block_of(starts, n)) for n in named if n >= 0})
 

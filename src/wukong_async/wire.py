@@ -4,11 +4,13 @@ A frame is a sequence of segments that are written one after the other:
 
     in band       tag 0x01 | pickle
     out of band   tag 0x02 | u32 length of the header | header | padding | pickle | buffers
+    compressed    tag 0x03 | u64 length of one of the above | that one, as an LZ4 frame
 
 The header is msgpack: `[length of the pickle, [[length, writable], …]]`. The pickle and every
 buffer start at a multiple of `ALIGNMENT`, so that arrays are rebuilt where they lie. Buffers that
-were writable come back writable (a copy: numpy and Cython code refuses to work on read-only
-memory); read-only ones are views on the frame.
+were writable come back writable: numpy and Cython code refuses to work on read-only memory. One
+that is most of a writable frame stays where it lies; others are copied, so that a small part of a
+value does not keep all of its frame. Read-only ones are views on the frame.
 
 Plain pickle is tried first because it is several times faster; cloudpickle is the answer where
 plain pickle fails or names what only this process can import (`__main__`, modules registered
@@ -31,6 +33,7 @@ from typing import Any, TypeAlias, TypeVar
 import cloudpickle
 import msgpack
 
+from wukong_async.compression import Compression, decompressed
 from wukong_async.errors import SerializationError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -39,6 +42,7 @@ T = TypeVar("T")
 
 IN_BAND = 0x01
 OUT_OF_BAND = 0x02
+COMPRESSED = 0x03
 ALIGNMENT = 64
 SMALL_BUFFER = 1024
 """Buffers below this many bytes stay in the pickle: a header entry would cost as much."""
@@ -46,6 +50,7 @@ MOST_SHARED = 64 * 1024 * 1024
 """Bytes of a frame of many that stays whole for the sake of what its values share."""
 
 _LENGTH = struct.Struct("<BI")
+_RAW_LENGTH = struct.Struct("<BQ")
 
 
 class ItemError(SerializationError):
@@ -106,8 +111,21 @@ def own_weights(values: Sequence[object]) -> list[int]:
     return _by_reference_or_value(partial(_own_weights, values))
 
 
+def compressed(segments: Segments, compression: Compression) -> Segments:
+    """A frame, compressed if that pays."""
+    made = compression.applied(segments)
+    return segments if made is None else [_RAW_LENGTH.pack(COMPRESSED, size(segments)), *made]
+
+
+def weight(frame: Buffer) -> int:
+    """Bytes of a frame before it was compressed: about those of its value in memory."""
+    if frame[:1] != bytes((COMPRESSED,)):
+        return len(frame)
+    return int(_RAW_LENGTH.unpack_from(frame)[1])
+
+
 def loads(frame: Buffer) -> Any:
-    """The value of a frame.
+    """The value of a frame; a writable one may be part of it from now on.
 
     Raises
     ------
@@ -154,6 +172,8 @@ def _parse(frame: Buffer) -> tuple[memoryview, Sequence[Buffer]]:
     view = memoryview(frame)
     if not view:
         raise SerializationError("an empty frame is not a value")
+    if view[0] == COMPRESSED:
+        view = memoryview(decompressed(view[_RAW_LENGTH.size :], weight(view)))
     if view[0] == IN_BAND:
         return view[1:], ()
     if view[0] != OUT_OF_BAND:
@@ -170,7 +190,12 @@ def _parse(frame: Buffer) -> tuple[memoryview, Sequence[Buffer]]:
         part = view[offset : offset + size]
         if len(part) != size:
             raise SerializationError("the frame ends inside a buffer")
-        buffers.append(bytearray(part) if writable else part.toreadonly())
+        if not writable:
+            buffers.append(part.toreadonly())
+        elif view.readonly or 2 * size < len(view):
+            buffers.append(bytearray(part))
+        else:
+            buffers.append(part)
     return body, buffers
 
 
@@ -182,6 +207,24 @@ def size(segments: Sequence[Buffer]) -> int:
 def join(segments: Sequence[Buffer]) -> bytes:
     """The frame in one piece."""
     return b"".join(segments)
+
+
+def split(segments: Segments, size: int) -> Iterator[Segments]:
+    """The same bytes, cut into pieces of `size` without copying them."""
+    piece: list[Buffer] = []
+    room = size
+    for segment in segments:
+        view = memoryview(segment)
+        while len(view) >= room:
+            piece.append(view[:room])
+            view = view[room:]
+            yield piece
+            piece, room = [], size
+        if len(view):
+            piece.append(view)
+            room -= len(view)
+    if piece:
+        yield piece
 
 
 def pack(value: object) -> bytes:

@@ -22,6 +22,7 @@ from tests.integration.jobs import new_job
 from wukong_async import engine as engine_module
 from wukong_async import wire
 from wukong_async.blocks import PlanFacts, Program, Unreadable
+from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import Publish, State
 from wukong_async.executor import incarnation as incarnation_module
@@ -194,7 +195,7 @@ async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
     inline = [v for v in stored.values() if v is not None and len(v) > 1000]
     assert len(inline) == 9
     found = await job.store.read(upload.plan.leaves[:100])
-    assert all(frame is not None and bytes(1000) in frame for frame in found.values())
+    assert all(frame is not None and bytes(1000) in bytes(frame) for frame in found.values())
 
 
 async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thread(
@@ -214,7 +215,7 @@ async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thr
 
 def decoded(value: object) -> Any:
     """A value that has travelled."""
-    frames = {1: wire.join(wire.dumps(value))}
+    frames: dict[int, wire.Buffer] = {1: wire.join(wire.dumps(value))}
     return incarnation_module._decode(frames, threading.Event())[1][1]
 
 
@@ -377,7 +378,9 @@ def test_an_output_whose_error_cannot_be_shown() -> None:
             raise Unshown
 
     facts = PlanFacts((), (), 10, 10, 1.0)
-    made = incarnation_module._encode([1], {1: Stays()}, facts, "w", 10, threading.Event())
+    made = incarnation_module._encode(
+        [1], {1: Stays()}, facts, "w", 10, Compression(), threading.Event()
+    )
     assert isinstance(made, incarnation_module.Failed)
     assert "cannot be shown" in str(made.error)
 

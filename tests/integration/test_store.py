@@ -136,6 +136,33 @@ async def test_create_needs_the_upload_mark_and_is_idempotent(job: Job) -> None:
     assert (await job.store.begin("0", "n")).generation == 1, "a late copy changes nothing"
 
 
+@pytest.mark.parametrize("width", [1, 100])
+@pytest.mark.parametrize("size", [100, 30_000])
+async def test_inputs_are_read_in_two_round_trips_however_many(
+    job: Job, connections: Connections, width: int, size: int
+) -> None:
+    await job.create(records=[("0", list(range(width)))], tasks=width + 1)
+    await job.store.begin("0", "n")
+    payloads: dict[int, Payload] = {}
+    for task in range(width):  # The others are small.
+        frame = [b"\x01", bytes([task]) * (size if task % 2 == 0 else 10)]
+        payloads[task], objects = payload(
+            task, frame, writer="n", inline_limit=1000, part_size=20_000
+        )
+        await job.store.put(objects, 600)
+    publish = tuple((task, 1) for task in range(width))
+    assert (await job.send("0", 1, 1, Commit(publish=publish), payloads)).status is Status.OK
+    await connections.command(0, "CONFIG", "RESETSTAT")
+    found = await job.store.read(range(width))
+    calls = await connections.client(0).info("commandstats")
+    asked = {name.removeprefix("cmdstat_"): each["calls"] for name, each in calls.items()}
+    asked.pop("config|resetstat")
+    assert asked == {"hmget": 1} | ({"mget": 1} if size > 1000 else {})
+    assert [frame and len(frame) for frame in found.values()] == [
+        1 + (size if task % 2 == 0 else 10) for task in range(width)
+    ]
+
+
 async def test_a_job_without_tasks_is_done_at_once(job: Job) -> None:
     await job.create(tasks=0, want=0, records=[])
     assert await job.state() is JobState.DONE

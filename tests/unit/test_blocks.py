@@ -89,7 +89,19 @@ def test_an_executor_finds_the_block_of_a_task() -> None:
 
 
 def test_facts_survive() -> None:
-    facts = PlanFacts([0, 256], [0, 300], 16384, 1 << 26, 3600.0)
+    facts = PlanFacts(
+        [0, 256],
+        [0, 300],
+        16384,
+        1 << 26,
+        3600.0,
+        slots=7,
+        hold=0.5,
+        seen={"": [0.05, 0.001, 1e8, 0.001], "add": [3, 0.5, 8.0]},
+        compression="lz4",
+        bucket="s3://b/p",
+        bucket_limit=5,
+    )
     assert PlanFacts.unpack(facts.pack()) == facts
 
 

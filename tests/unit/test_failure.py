@@ -11,6 +11,7 @@ import pytest
 
 from wukong_async import failure, wire
 from wukong_async.errors import (
+    BucketError,
     ExecutorLost,
     JobCancelled,
     JobTimeout,
@@ -192,6 +193,7 @@ def test_an_exception_that_python_would_take_for_another(kind: type[Exception]) 
         (["input", [-1]], StoreLost, "has lost argument 0 of task 'a'"),
         (["input", []], StoreLost, "has lost a part of the plan"),
         (["full", "it is full"], StoreFull, "it is full"),
+        (["bucket", "there is none"], BucketError, "there is none"),
         (["protocol", "3 of 4 tasks passed"], ProtocolError, "3 of 4 tasks passed"),
         (["overtime", 1500, 3, 9], JobTimeout, "its limit of 1.5 s, and 3 of its 9 tasks"),
         (["data", "its mark"], StoreLost, "has lost its mark while the job ran"),

@@ -54,6 +54,18 @@ def test_a_read_only_array_stays_read_only_and_is_not_copied() -> None:
     assert np.shares_memory(copy, np.frombuffer(frame, dtype="u1"))
 
 
+@pytest.mark.parametrize("count", [1, 8])
+def test_what_is_most_of_a_writable_frame_stays_in_it(count: int) -> None:
+    arrays: list[Any] = [np.arange(10_000.0) + i for i in range(count)]
+    frame = bytearray(wire.join(wire.dumps(arrays)))
+    copies = wire.loads(frame)
+    whole = np.frombuffer(frame, dtype="u1")
+    for copy, array in zip(copies, arrays, strict=True):
+        np.testing.assert_array_equal(copy, array)
+        assert copy.flags.writeable
+        assert np.shares_memory(copy, whole) == (count == 1), "one of many must not keep them all"
+
+
 def test_large_buffers_are_not_copied_when_dumped() -> None:
     array = np.arange(1_000_000.0)
     segments = wire.dumps(array)

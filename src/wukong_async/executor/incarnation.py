@@ -29,6 +29,7 @@ import dask._task_spec
 
 from wukong_async import blocks, failure, wire
 from wukong_async.blocks import Block, Limits, PlanFacts, Program
+from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import (
     Action,
@@ -47,7 +48,7 @@ from wukong_async.engine import (
     State,
     Step,
 )
-from wukong_async.errors import SerializationError, StoreFull, WukongError
+from wukong_async.errors import BucketError, SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import (
     MB,
     PlanCache,
@@ -559,7 +560,11 @@ class Incarnation:
     async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
         """Objects of the store, as (size, value), and those that it has lost."""
         started = time.monotonic()
-        frames = await self._store.read(objects) if objects else {}
+        try:
+            frames = await self._store.read(objects) if objects else {}
+        except BucketError as error:
+            self._fail(failure.bucket_refused(str(error)))
+            return {}, []
         self._metered(sum(len(frame) for frame in frames.values() if frame), started)
         lost = [number for number, frame in frames.items() if frame is None]
         there = {number: frame for number, frame in frames.items() if frame is not None}
@@ -818,10 +823,10 @@ class Incarnation:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
         room = COMMIT_BYTES
+        compression = Compression(self._facts.compression, self._store.bandwidth)
         while rest and not self._stop.is_set():
-            made = await self._in_worker(
-                partial(_encode, rest, self._values, self._facts, self._nonce, room, self._stop)
-            )
+            encode = partial(_encode, rest, self._values, self._facts, self._nonce, room)
+            made = await self._in_worker(partial(encode, compression, self._stop))
             if isinstance(made, Failed):
                 await self._fail_for(made)
                 return
@@ -837,6 +842,9 @@ class Incarnation:
                 self._metered(sum(wire.size(segments) for _, segments in objects), started)
             except StoreFull as error:
                 self._fail(failure.store_full(str(error)))
+                return
+            except BucketError as error:
+                self._fail(failure.bucket_refused(str(error)))
                 return
         if not rest:  # Else it was stopped, and whoever did that tells the engine.
             self._engine.published()
@@ -859,7 +867,7 @@ def _patiently(unpickle: Callable[[], T]) -> T:
     return unpickle()
 
 
-def _decode(frames: dict[int, bytes], stop: threading.Event) -> dict[int, tuple[int, Any]]:
+def _decode(frames: dict[int, wire.Buffer], stop: threading.Event) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
     for number in list(frames):
@@ -867,7 +875,7 @@ def _decode(frames: dict[int, bytes], stop: threading.Event) -> dict[int, tuple[
             break
         frame = frames.pop(number)
         try:
-            values[number] = len(frame), _patiently(partial(wire.loads, frame))
+            values[number] = wire.weight(frame), _patiently(partial(wire.loads, frame))
         except BaseException as error:  # Whatever an import or a `__setstate__` may raise.
             raise blocks.Unreadable(number) from error
     return values
@@ -945,6 +953,7 @@ def _encode(
     facts: PlanFacts,
     writer: str,
     room: int,
+    compression: Compression,
     stop: threading.Event,
 ) -> tuple[dict[int, Payload], list[tuple[str, wire.Segments]]] | Failed:
     """Serialise outputs until there is a batch to write; `room` bytes of them may go inline."""
@@ -955,7 +964,7 @@ def _encode(
         if stop.is_set():
             break
         try:
-            segments = wire.dumps(values[task])
+            segments = wire.compressed(wire.dumps(values[task]), compression)
         except BaseException as error:
             explained = SerializationError(
                 f"The output of this task has to travel, but does not pickle: {wire.text_of(error)}"
@@ -968,10 +977,11 @@ def _encode(
             writer=writer,
             inline_limit=min(facts.inline_limit, room),
             part_size=facts.part_size,
+            bucket=facts.bucket,
+            bucket_limit=facts.bucket_limit,
         )
         room = max(0, room - len(payloads[task].inline))
-        # In one piece here, in the worker thread, and not on the loop where it is written.
-        objects += [(name, [wire.join(part)]) for name, part in parts]
+        objects += parts
         waiting += wire.size(segments) if parts else 0
         if waiting > BATCH_BYTES:
             break

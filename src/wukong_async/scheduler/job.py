@@ -180,6 +180,7 @@ class Job:
         """Everything that is there before the job is; its manifest."""
         ttl = self._settings.ttl
         names = await self._in_thread(upload.names)
+        self._store.bucket = upload.bucket
         await self._store.open(ttl)
         seen = await self._store.recall(["", *names])
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):

@@ -56,7 +56,9 @@ def named(
     return {**constants, **{key: values[number] for key, number in results.items()}}
 
 
-def _unpickle(frames: dict[int, bytes | None], name_of: Callable[[int], str]) -> dict[int, Any]:
+def _unpickle(
+    frames: dict[int, wire.Buffer | None], name_of: Callable[[int], str]
+) -> dict[int, Any]:
     values = {}
     for task in list(frames):
         frame = frames.pop(task)

@@ -19,12 +19,14 @@ from typing import Any
 from wukong_async import blocks, graph, plan, wire
 from wukong_async.blocks import Entry, PlanFacts, name_of
 from wukong_async.collector import collector_paused
+from wukong_async.compression import LZ4, NONE, Compression, mode_for
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
+from wukong_async.invoker import region_of
 from wukong_async.plan import Plan
 from wukong_async.policy import MOST_NAMES, Costs, first_groups, recalled
-from wukong_async.store import MANIFEST, block_name, payload
+from wukong_async.store import MANIFEST, Bucket, block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
 """Literals of these types are not worth a look."""
@@ -66,8 +68,9 @@ class Upload:
 
         Raises
         ------
-        wukong_async.errors.GraphError
+        wukong_async.errors.GraphError, wukong_async.errors.ConfigError
         """
+        mode_for(settings.compression)
         with collector_paused():
             task_graph = graph.ingest(source, keys, annotations)
             outputs = [k for k in task_graph.outputs.values() if k not in task_graph.literals]
@@ -86,7 +89,19 @@ class Upload:
             settings.max_concurrency,
             settings.hold,
             self.seen,
+            mode_for(settings.compression),
+            self.bucket,
+            settings.s3_limit,
         )
+
+    @property
+    def bucket(self) -> str:
+        """The URL of the bucket for what is very large, if there is one."""
+        settings = self.settings
+        if settings.s3_bucket is None:
+            return ""
+        endpoint = settings.s3_endpoint_url or ""
+        return Bucket(settings.s3_bucket, settings.s3_prefix, region_of(settings), endpoint).url
 
     def name(self, number: int) -> str:
         """A task or a literal, for messages."""
@@ -166,6 +181,11 @@ class Upload:
         if batch:
             yield batch
 
+    @property
+    def _compression(self) -> Compression:
+        # The function may have no `lz4`: whether it has is for who asks for it to know.
+        return Compression(LZ4 if self.settings.compression == LZ4 else NONE)
+
     # Literals ---------------------------------------------------------------------------------
 
     def _literals(self) -> Iterator[tuple[str, wire.Segments]]:
@@ -208,12 +228,15 @@ class Upload:
         """A new literal: its number and what to put for it."""
         self._labels.append((label, key))
         number = -len(self._labels)
+        segments = wire.compressed(segments, self._compression)
         stored, objects = payload(
             number,
             segments,
             writer="plan",
             inline_limit=0,  # Whatever its pickle turns out to weigh, it is an object.
             part_size=self.settings.part_size,
+            bucket=self.bucket,
+            bucket_limit=self.settings.s3_limit,
         )
         self.values.append((number, stored.inline))
         return number, objects

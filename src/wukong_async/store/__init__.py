@@ -6,10 +6,12 @@ for one job: the protocol's scripts on its metadata shard, its objects on the da
 
 from wukong_async.store.connections import Connections
 from wukong_async.store.job import JobStore, NewJob, lapsed_jobs
+from wukong_async.store.s3 import Bucket
 from wukong_async.store.values import MANIFEST, Place, block_name, commit_body, payload, place_of
 
 __all__ = [
     "MANIFEST",
+    "Bucket",
     "Connections",
     "JobStore",
     "NewJob",

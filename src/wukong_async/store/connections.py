@@ -38,6 +38,7 @@ from wukong_async.config import redact
 from wukong_async.errors import ConfigError, StoreError, StoreFull, StoreUnreachable
 from wukong_async.loops import times_cancelled
 from wukong_async.store import scripts
+from wukong_async.store.s3 import Buckets
 from wukong_async.store.scripts import Script
 
 T = TypeVar("T")
@@ -85,6 +86,8 @@ class Connections:
         self.timeout = timeout
         self._weights = [hashlib.blake2b(e.encode(), digest_size=8).digest() for e in endpoints]
         self._clients: list[Redis] = []
+        self.buckets = Buckets()
+        """Clients for what is not on these servers."""
 
     async def __aenter__(self) -> Self:
         self._clients = [self._client(url) for url in self.endpoints]
@@ -94,6 +97,7 @@ class Connections:
         clients, self._clients = self._clients, []
         for client in clients:
             await client.aclose()
+        await self.buckets.aclose()
 
     def __repr__(self) -> str:
         return f"<Connections {', '.join(redact(url) for url in self.endpoints)}>"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 
 from wukong_async import wire
+from wukong_async.compression import bandwidth
 from wukong_async.config import Settings
 from wukong_async.protocol import (
     Begun,
@@ -24,8 +25,9 @@ from wukong_async.protocol import (
     Status,
     Watch,
 )
-from wukong_async.store import scripts
+from wukong_async.store import bulk, scripts
 from wukong_async.store.connections import Connections
+from wukong_async.store.s3 import Bucket, is_elsewhere
 from wukong_async.store.values import MANIFEST, Place, place_of
 
 BATCH_BYTES = Settings.part_size
@@ -47,6 +49,10 @@ METADATA = (
     "taken",
     "dead",
 )
+MARK = "s3"
+"""In the index of a job beside its metadata: that it has objects in a bucket as well."""
+MARK_TTL = 3600.0
+"""Seconds that it outlives a clean-up that has not come to its end."""
 REGISTRY = "wukong:jobs"
 """On each server, its jobs and when the leases of their owners are over."""
 SEEN = "wukong:seen:"
@@ -113,6 +119,10 @@ async def lapsed_jobs(connections: Connections, shard: int) -> list[str]:
 class JobStore:
     """What can be said to the store about job `job_id`."""
 
+    bucket = ""
+    """The URL of the bucket that has its largest objects, if there is one: to clean up there. Its
+    client knows; for others it is one of the facts of the plan."""
+
     def __init__(self, connections: Connections, job_id: str) -> None:
         self.job_id = job_id
         self._connections = connections
@@ -121,6 +131,11 @@ class JobStore:
 
     def __repr__(self) -> str:
         return f"<JobStore {self.job_id} on {self._connections!r}>"
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second to the servers, as far as their URLs tell."""
+        return bandwidth(self._connections.endpoints)
 
     # Metadata ---------------------------------------------------------------------------------
 
@@ -236,9 +251,15 @@ class JobStore:
 
     async def finish(self) -> bool:
         """Delete everything of a job that has ended, its metadata last; False if it runs."""
+        elsewhere = await self._is_marked()
         # This one knows whether it runs; a job that has ended never runs again.
-        if not await self._close(self._shard, "finish"):
+        mark = [self._key(MARK)] if elsewhere else []
+        if not await self._close(self._shard, "finish", _ms(MARK_TTL) if mark else 0, mark):
             return False
+        if elsewhere:
+            # Until nothing is left there the mark stays, for whoever succeeds us.
+            await self._sweep(())
+            await self._close(self._shard, "finish")
         shards = set(range(len(self._connections))) - {self._shard}
         await asyncio.gather(*(self._close(shard, "finish") for shard in shards))
         await self._call(scripts.FINISH)
@@ -266,7 +287,12 @@ class JobStore:
         kept = [*stays, *(name for place in places if place for name in place.names)]
         names = [self._key(name) for name in kept]
         shards = range(len(self._connections))
+        elsewhere = await self._is_marked()
+        if elsewhere:
+            names.append(self._key(MARK))
         await asyncio.gather(*(self._close(s, "retire", int(ttl or 0), names) for s in shards))
+        if elsewhere:
+            await self._sweep(name for name in kept if is_elsewhere(name))
         await self._call(scripts.RETIRE)
         return True
 
@@ -334,10 +360,20 @@ class JobStore:
         await asyncio.gather(*(self._connections.command(s, *words) for s in shards))
 
     async def put(self, objects: Iterable[tuple[str, wire.Segments]], ttl: float) -> Status:
-        """Write objects. OK or CLOSED; in the latter case the job is over."""
+        """Write objects. OK or CLOSED; in the latter case the job is over.
+
+        Raises
+        ------
+        BucketError
+        """
         placed: dict[int, list[tuple[str, wire.Segments]]] = {}
+        elsewhere: list[tuple[str, wire.Segments]] = []
         for name, segments in objects:
-            placed.setdefault(self._connections.shard(self._key(name)), []).append((name, segments))
+            if is_elsewhere(name):
+                elsewhere.append((name, segments))
+            else:
+                shard = self._connections.shard(self._key(name))
+                placed.setdefault(shard, []).append((name, segments))
 
         async def write(shard: int) -> Status:
             # One batch at a time and shard: more would only pile up in buffers.
@@ -346,34 +382,60 @@ class JobStore:
                     return Status.CLOSED
             return Status.OK
 
-        statuses = await asyncio.gather(*(write(shard) for shard in placed))
+        writes = [write(shard) for shard in placed]
+        if elsewhere:
+            writes.append(self._put_elsewhere(elsewhere, ttl))
+        statuses = await asyncio.gather(*writes)
         return Status.CLOSED if Status.CLOSED in statuses else Status.OK
 
-    async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[bytes | None]:
-        """Read objects whose sizes in bytes are known, at least roughly, in this order."""
+    async def get(self, names: Sequence[str], sizes: Sequence[int]) -> list[Any]:
+        """Read objects whose sizes in bytes are known, at least roughly, in this order.
+
+        As bytes, or as memory of their own; None for what is not there.
+        """
         placed: dict[int, list[tuple[int, str, int]]] = {}
+        elsewhere: list[tuple[int, str, int]] = []
         for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            if is_elsewhere(name):
+                elsewhere.append((index, name, size))
+                continue
             key = self._key(name)
             placed.setdefault(self._connections.shard(key), []).append((index, key, size))
-        found: list[bytes | None] = [None] * len(names)
+        found: list[wire.Buffer | None] = [None] * len(names)
+        memory = bulk.memory_for(names, sizes)
 
         async def read(shard: int) -> None:
             for batch in _batches(placed[shard], lambda item: item[2]):
                 keys = [key for _, key, _ in batch]
-                values = await self._connections.command(shard, "MGET", *keys)
+                about = sum(size for _, _, size in batch)
+                mine = partial(_of_batch, memory, batch)
+                request = partial(bulk.read, keys=keys, about=about, memory=mine)
+                values = await self._connections.ask(shard, request)
                 for (index, _, _), value in zip(batch, values, strict=True):
                     found[index] = value
 
-        await asyncio.gather(*(read(shard) for shard in placed))
+        async def read_elsewhere(index: int, name: str, size: int) -> None:
+            bucket, key = self._elsewhere(name)
+            found[index] = await self._connections.buckets.get(bucket, key, size)
+
+        await asyncio.gather(
+            *(read(shard) for shard in placed), *(read_elsewhere(*item) for item in elsewhere)
+        )
         return found
 
     async def delete(self, objects: Iterable[tuple[int, str]]) -> None:
-        """Delete objects, given as (object, place), from the data shards."""
+        """Delete objects, given as (object, place)."""
         placed: dict[int, list[str]] = {}
+        elsewhere: list[str] = []
         for number, token in objects:
             for name in Place.from_token(number, token).names:
+                if is_elsewhere(name):
+                    elsewhere.append(name)
+                    continue
                 key = self._key(name)
                 placed.setdefault(self._connections.shard(key), []).append(key)
+
+        await self._delete_elsewhere(elsewhere)
 
         async def unlink(client: Redis, keys: list[str]) -> None:
             async with client.pipeline(transaction=False) as pipe:
@@ -385,7 +447,7 @@ class JobStore:
             for batch in _batches(keys, lambda _: 0):
                 await self._connections.ask(shard, partial(unlink, keys=batch))
 
-    async def read(self, objects: Sequence[int]) -> dict[int, bytes | None]:
+    async def read(self, objects: Sequence[int]) -> dict[int, Any]:
         """Objects, as frames; None for what the store does not have (any more)."""
         return await self.resolve(await self.look(objects))
 
@@ -400,20 +462,21 @@ class JobStore:
             stored.update(zip(some, values, strict=True))
         return stored
 
-    async def fetch(self, places: Sequence[Place]) -> dict[int, bytes | None]:
+    async def fetch(self, places: Sequence[Place]) -> dict[int, wire.Buffer | None]:
         """The frames at these places; None where a part is missing."""
         names = [name for place in places for name in place.names]
-        sizes = [-(-place.size // place.parts) for place in places for _ in range(place.parts)]
+        sizes = [size for place in places for size in place.sizes]
         found = iter(await self.get(names, sizes))
-        frames: dict[int, bytes | None] = {}
+        frames: dict[int, wire.Buffer | None] = {}
         for place in places:
             pieces = [piece for _, piece in zip(range(place.parts), found, strict=False)]
-            whole = [piece for piece in pieces if piece is not None]
-            frames[place.task] = wire.join(whole) if len(whole) == place.parts else None
+            there = [piece for piece in pieces if piece is not None]
+            complete = len(there) == place.parts
+            frames[place.task] = bulk.whole(there, place.size) if complete else None
         return frames
 
-    async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, bytes | None]:
-        """Follow the pointers among stored values."""
+    async def resolve(self, stored: Mapping[int, bytes | None]) -> dict[int, Any]:
+        """Follow the pointers among stored values: frames, or None."""
         places = [
             place
             for task, value in stored.items()
@@ -426,6 +489,54 @@ class JobStore:
     def _key(self, name: str) -> str:
         # The braces are a Redis Cluster hash tag: all metadata of a job in one slot.
         return f"wukong:{{{self.job_id}}}:{name}"
+
+    def _elsewhere(self, name: str) -> tuple[Bucket, str]:
+        """Where an object is that is in a bucket."""
+        url, _, name = name.rpartition("#")
+        bucket = Bucket.from_url(url)
+        return bucket, f"{bucket.prefix}{self.job_id}/{name}"
+
+    async def _put_elsewhere(
+        self, objects: Sequence[tuple[str, wire.Segments]], ttl: float
+    ) -> Status:
+        # Before, so that whoever cleans up knows that there is something; and after: what comes
+        # when the job is over may have come too late for that.
+        if await self._mark(ttl) is not Status.OK:
+            return Status.CLOSED
+        buckets = self._connections.buckets
+        for name, segments in objects:
+            await buckets.put(*self._elsewhere(name), segments)
+        status = await self._mark(ttl)
+        if status is not Status.OK:
+            await self._delete_elsewhere(name for name, _ in objects)
+        return status
+
+    async def _delete_elsewhere(self, names: Iterable[str]) -> None:
+        keys: dict[Bucket, list[str]] = {}
+        for name in names:
+            bucket, key = self._elsewhere(name)
+            keys.setdefault(bucket, []).append(key)
+        for bucket, mine in keys.items():
+            await self._connections.buckets.delete(bucket, mine)
+
+    async def _mark(self, ttl: float) -> Status:
+        """Note that the job has objects in a bucket. OK or CLOSED."""
+        keys = [*self._index(), self._key(MARK)]
+        answer = await self._connections.call(self._shard, scripts.CONFIRM, keys, _ms(ttl))
+        return Status(answer.decode())
+
+    async def _is_marked(self) -> bool:
+        if not self.bucket:
+            return False
+        words = ("SISMEMBER", self._key("idx"), self._key(MARK))
+        return bool(await self._connections.command(self._shard, *words))
+
+    async def _sweep(self, stay: Iterable[str]) -> None:
+        """Delete what the job has in its bucket, but for some."""
+        bucket = Bucket.from_url(self.bucket)
+        keys = {self._elsewhere(name)[1] for name in stay}
+        prefix = f"{bucket.prefix}{self.job_id}/"
+        await self._connections.buckets.sweep(bucket, prefix, keys)
 
     def _index(self) -> list[str]:
         return [self._key("open"), self._key("idx")]
@@ -447,24 +558,20 @@ class JobStore:
     async def _put_batch(
         self, shard: int, batch: Sequence[tuple[str, wire.Segments]], ttl: float
     ) -> Status:
-        keys = [self._key(name) for name, _ in batch]
-        # Views, since redis-py decodes bytes for the text of its errors: a second for 4 MB.
-        values = [memoryview(wire.join(segments)) for _, segments in batch]
+        values = [(self._key(name), segments) for name, segments in batch]
+        keys = [*self._index(), *(key for key, _ in values)]
+        # By its text: of a server that was restarted, a transaction would have had all effects but
+        # this one, and nobody would know of the objects.
+        confirm = ("EVAL", scripts.CONFIRM.source, len(keys), *keys, _ms(ttl))
+        request = partial(bulk.write, values=values, milliseconds=_ms(ttl), last=confirm)
+        answer: bytes = await self._connections.ask(shard, request)
+        return Status(answer.decode())
 
-        async def write(client: Redis) -> Status:
-            async with client.pipeline(transaction=True) as pipe:
-                for key, value in zip(keys, values, strict=True):
-                    pipe.set(key, value, px=_ms(ttl), nx=True)
-                arguments = [*self._index(), *keys]
-                # By its text: of a server that was restarted, a transaction would have had all
-                # effects but this one, and nobody would know of the objects.
-                pipe.execute_command(
-                    "EVAL", scripts.CONFIRM.source, len(arguments), *arguments, _ms(ttl)
-                )
-                answers = await pipe.execute()
-            return Status(answers[-1].decode())
 
-        return await self._connections.ask(shard, write)
+def _of_batch(
+    memory: bulk.Memory, batch: Sequence[tuple[int, str, int]], index: int, length: int
+) -> memoryview:
+    return memory(batch[index][0], length)
 
 
 def _batches(items: Sequence[Any], size: Any) -> Iterator[list[Any]]:

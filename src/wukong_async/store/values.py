@@ -1,4 +1,4 @@
-"""How values are stored: inline in a job's metadata, or in parts on the data shards.
+"""How values are stored: inline in a job's metadata, in parts on the data shards, or in a bucket.
 
 A stored value is either a frame, or a *pointer* to where the frame is; pointers start with a tag
 that no frame has, so both travel the same way. The names of the parts say which incarnation wrote
@@ -9,12 +9,13 @@ hash seed of its process), and a value must not be pieced together from both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from wukong_async import wire
 from wukong_async.protocol import Commit, Payload
+from wukong_async.store.s3 import elsewhere
 
 POINTER = b"\x00"
 MANIFEST = 0
@@ -29,35 +30,50 @@ class Place:
     writer: str
     parts: int
     size: int = 0
+    bucket: str = ""
+    """The URL of the bucket that has it, in one part; default: the data shards."""
 
     @property
     def names(self) -> list[str]:
-        """The objects on the data shards, in order."""
+        """The objects on the data shards, or the one in the bucket, in order."""
+        if self.bucket:
+            return [elsewhere(self.bucket, f"o{self.task}.{self.writer}")]
         return [f"o{self.task}.{self.writer}.{part}" for part in range(self.parts)]
+
+    @property
+    def part_size(self) -> int:
+        """Bytes of each part but the last."""
+        return -(-self.size // self.parts)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each part."""
+        step = self.part_size
+        return [min(step, self.size - start) for start in range(0, self.parts * step, step)]
 
     @property
     def pointer(self) -> bytes:
         """As it stands in the metadata."""
-        return POINTER + wire.pack([self.writer, self.parts, self.size])
+        return POINTER + wire.pack([self.writer, self.parts, self.size, self.bucket])
 
     @property
     def token(self) -> str:
         """As the reader count carries it, opaque to the scripts: enough to delete the parts."""
-        return f"{self.parts}:{self.writer}"
+        return ":".join((str(self.parts), self.writer, *([self.bucket] if self.bucket else [])))
 
     @classmethod
     def from_token(cls, task: int, token: str) -> Self:
         """The inverse of `token`."""
-        parts, _, writer = token.partition(":")
-        return cls(task, writer, int(parts))
+        parts, writer, *bucket = token.split(":", 2)
+        return cls(task, writer, int(parts), bucket="".join(bucket))
 
 
 def place_of(task: int, stored: bytes) -> Place | None:
     """Where a stored value points to; None if it is the value itself."""
     if not stored.startswith(POINTER):
         return None
-    writer, parts, size = wire.unpack(stored[len(POINTER) :])
-    return Place(task, writer.decode(), parts, size)
+    writer, parts, size, bucket = wire.unpack(stored[len(POINTER) :])
+    return Place(task, writer.decode(), parts, size, bucket.decode())
 
 
 def payload(
@@ -67,6 +83,8 @@ def payload(
     writer: str,
     inline_limit: int,
     part_size: int,
+    bucket: str = "",
+    bucket_limit: int = 0,
 ) -> tuple[Payload, list[tuple[str, wire.Segments]]]:
     """How an output is stored: what of it is in a commit, and the objects to put before.
 
@@ -74,12 +92,17 @@ def payload(
     ----------
     writer
         Whoever serialised it; no two processes have the same.
+    bucket, bucket_limit
+        Where those of more bytes go, if there is one.
     """
     size = wire.size(segments)
     if size <= inline_limit:
         return Payload(wire.join(segments)), []
+    if bucket and size > bucket_limit:
+        place = Place(task, writer, 1, size, bucket)
+        return Payload(place.pointer, place.token), [(place.names[0], segments)]
     place = Place(task, writer, math.ceil(size / part_size), size)
-    pieces = _split(segments, math.ceil(size / place.parts))
+    pieces = wire.split(segments, place.part_size)
     return Payload(place.pointer, place.token), list(zip(place.names, pieces, strict=True))
 
 
@@ -125,21 +148,3 @@ def commit_body(
 def block_name(index: int) -> str:
     """The object that is a block of the plan."""
     return f"b{index}"
-
-
-def _split(segments: wire.Segments, size: int) -> Iterator[wire.Segments]:
-    """The same bytes, cut into pieces of `size` without copying them."""
-    piece: list[wire.Buffer] = []
-    room = size
-    for segment in segments:
-        view = memoryview(segment)
-        while len(view) >= room:
-            piece.append(view[:room])
-            view = view[room:]
-            yield piece
-            piece, room = [], size
-        if len(view):
-            piece.append(view)
-            room -= len(view)
-    if piece:
-        yield piece
