@@ -341,7 +341,7 @@ class Executor:
     def send(self, sequence: int, commit: Commit) -> None:
         world = self.world
         payloads = {
-            task: Payload(b"", "1:w" if world.sizes[task] > INLINE else "")
+            task: Payload(b"", f"{world.sizes[task]:.0f}:1:w" if world.sizes[task] > INLINE else "")
             for task in {*(t for t, _ in commit.publish), *commit.results}
         }
         body = commit_body(commit, payloads, b"", self.engine.told)

@@ -68,8 +68,8 @@ RUN_LIMIT = 256
 LOAD_AHEAD = 512
 """Frontier tasks whose blocks are loaded before it is their turn: two blocks' worth."""
 FETCH_BYTES = 256 * 1024 * 1024
-"""Bytes of inputs to hold for the running and the next tasks. With a quarter of it, a product of
-matrices in blocks of 8 MB reads most of them again."""
+"""By default, bytes of inputs to hold for the running and the next tasks. With a quarter of it, a
+product of matrices in blocks of 8 MB reads most of them again."""
 FETCH_BATCH = 16 * 1024 * 1024
 """Bytes of one Fetch: the first tasks do not wait for the inputs of the last ones."""
 FETCH_FLIGHT = 2
@@ -224,6 +224,8 @@ class Engine:
         Whom to ask about what is not known here: how long tasks take, and how large outputs are.
     run_seconds
         About how long one Run may take. What is in a Run cannot be offered to anybody any more.
+    fetch_bytes
+        About how many bytes of inputs, and of a Run's outputs, are held in memory.
     """
 
     # The books of one round; `_start_round` opens them.
@@ -257,9 +259,15 @@ class Engine:
     _running: bool
     _trim_pending: bool
 
-    def __init__(self, advice: Advice | None = None, run_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        advice: Advice | None = None,
+        run_seconds: float = 1.0,
+        fetch_bytes: float = FETCH_BYTES,
+    ) -> None:
         self.advice: Advice = advice or NoAdvice()
         self.run_seconds = run_seconds
+        self.fetch_bytes = fetch_bytes
         self.state = State.BEGIN
         self.generation = 0
         self.free = 0
@@ -277,6 +285,7 @@ class Engine:
         self._sent: Commit | None = None  # In flight.
         self._failing = False
         self._leaving = False
+        self._spilling = False
         self._start_round((), ())
 
     def __repr__(self) -> str:
@@ -441,9 +450,9 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether a commit is formed or in flight, or there will be no more: `share` is in vain."""
-        return bool(self._next or self._sent or self._failing or self._leaving) or (
-            self.state is not State.WORK
-        )
+        if self.state is not State.WORK or self._failing or self._leaving or self._spilling:
+            return True
+        return bool(self._next or self._sent)
 
     def spec(self, task: int) -> TaskSpec | None:
         """A task of the plan, if its block has been read."""
@@ -530,6 +539,15 @@ class Engine:
         self._tell(told, arrivals, probes, groups)
         return True
 
+    def spill(self) -> bool:
+        """Pass what is done as soon as nothing runs, and forget all values: they are read again.
+
+        For an executor that has too much in memory. False if there is nothing to be passed.
+        """
+        if self.state is State.WORK and self._made and not (self._failing or self._leaving):
+            self._spilling = True
+        return self._spilling
+
     @property
     def is_leaving(self) -> bool:
         """Whether the executor hands over: it starts nothing more."""
@@ -561,8 +579,9 @@ class Engine:
     def _work(self) -> None:
         if self._failing:
             return
-        if self._leaving:
-            if not (self._running or self._next or self._sent):
+        if self._leaving or self._spilling:
+            reading = self._spilling and (self._loading or self._fetching)
+            if not (self._running or self._next or self._sent or reading):
                 self._end_round()
             return
         self._load()
@@ -606,7 +625,7 @@ class Engine:
         """Ask for the inputs of the next frontier tasks: at least one task's, at most a window."""
         most = FETCH_FIRST
         if self._object_bytes:
-            most = int(min(FETCH_MOST, FETCH_BYTES / self._object_bytes))
+            most = int(min(FETCH_MOST, self.fetch_bytes / self._object_bytes))
         while self._window < self._ahead and self._flights < FETCH_FLIGHT:
             wanted: list[int] = []
             held = 0.0
@@ -652,9 +671,9 @@ class Engine:
     def _take(self) -> tuple[Step, ...]:
         """The next tasks in depth-first order (rule 1); one whose time is limited by itself."""
         steps: list[Step] = []
-        seconds = self.run_seconds
+        seconds, room = self.run_seconds, self.fetch_bytes
         most = 2 * self.queued + SURGE
-        while len(steps) < RUN_LIMIT and seconds > 0 and self.queued < most:
+        while len(steps) < RUN_LIMIT and min(seconds, room) > 0 and self.queued < most:
             if self._stack and len(self._starved) < STARVED_MOST:
                 spec = self._specs[self._stack[-1]]
                 if steps and spec.limited:
@@ -670,6 +689,7 @@ class Engine:
                 break
             steps.append(Step(spec.number, self._schedule(spec)))
             seconds -= self.advice.seconds_of(spec)
+            room -= self.advice.bytes_of(spec)
             if spec.limited:
                 break
         self._undone = dict(steps)
@@ -1000,8 +1020,14 @@ class Engine:
 
     def _passed(self, stay: Marks, reply: Reply) -> None:
         """A hard commit has taken effect."""
-        # Outputs of the round may be inputs of what was claimed; the rest goes with it.
-        self._kept.update(self._left)
+        if self._spilling:
+            held = self._kept.union(self._left, self._unread)
+            self._actions.append(Drop(tuple(sorted(held))))
+            self._kept.clear()
+            self._spilling = False
+        else:
+            # Outputs of the round may be inputs of what was claimed; the rest goes with it.
+            self._kept.update(self._left)
         self._start_round((*(task for task, _ in stay), *reply.claims), stay)
         self._trim_pending = True
         self._trim()

@@ -221,3 +221,7 @@ class Outcome:
     passed: int = 0
     commits: int = 0
     begins: int = 0
+    peak: int = 0
+    """Bytes of values outside of the metadata, at the most."""
+    memory: int = 0
+    """MB of memory that any of its executors has had, at the most."""

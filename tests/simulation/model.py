@@ -73,6 +73,9 @@ class Job:
     passed: int = 0
     commits: int = 0
     begins: int = 0
+    held: int = 0
+    peak: int = 0
+    memory: int = 0
     limit: float | None = None
     owner: str | None = None
     manifest: bytes | None = b""
@@ -226,9 +229,8 @@ class ModelStore:
         if sequence > record.sequence + 1:
             return Reply(Status.REJECTED)
         parts = wire.unpack(body)
-        passed, stay, publish, results, arrivals, reads, error, probes, offers, release, told = (
-            parts
-        )
+        passed, stay, publish, results, arrivals, reads, error, probes, offers = parts[:9]
+        release, told, memory = parts[9:]
         if told.decode() != record.told:
             return Reply(Status.REJECTED)
         job.commits += 1
@@ -248,6 +250,7 @@ class ModelStore:
             self._probe(probe, claims, marks, already)
         accepted, handed = self._offer(executor, record, sequence, offers)
         deletes += self._pass(reads)
+        job.memory = max(job.memory, memory)
         job.passed += passed
         for task, value in results:
             published = self.values.get(task) if record.check else None
@@ -291,8 +294,15 @@ class ModelStore:
                     deletes.append((task, place))
             else:
                 self.refs[task] = (count, place, not hard)
+                self._hold(_bytes_of(place))
                 self.values[task] = value
         return deletes
+
+    def _hold(self, size: int) -> None:
+        """The job keeps so many bytes more."""
+        assert self.job is not None
+        self.job.held += size
+        self.job.peak = max(self.job.peak, self.job.held)
 
     def _arrive(self, arrivals: Iterable[Arrival]) -> list[int]:
         claims: list[int] = []
@@ -367,6 +377,7 @@ class ModelStore:
                 self.refs[task] = (left - count, place, again)
                 continue
             del self.refs[task], self.values[task]
+            self._hold(-_bytes_of(place))
             if place:
                 deletes.append((task, place))
             if again:
@@ -459,7 +470,15 @@ class ModelStore:
             return Outcome(job.state)
         results = dict(self.results) if job.state is JobState.DONE else {}
         return Outcome(
-            job.state, job.error, results, job.new.tasks, job.passed, job.commits, job.begins
+            job.state,
+            job.error,
+            results,
+            job.new.tasks,
+            job.passed,
+            job.commits,
+            job.begins,
+            job.peak,
+            job.memory,
         )
 
     def close(self, why: str) -> bool:
@@ -624,3 +643,8 @@ class ModelStore:
         self.job.state = state
         self.job.error = self.failed = error
         self.announce()
+
+
+def _bytes_of(place: str) -> int:
+    """What a place begins with."""
+    return int(place.partition(":")[0]) if place else 0

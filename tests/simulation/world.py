@@ -790,7 +790,9 @@ class Executor:
         self.ask("put", lambda: self.store.put({name: value}), put)
 
     def send(self, sequence: int, commit: Commit) -> None:
-        body = commit_body(commit, self.payloads, self.error, self.engine.told)
+        # Some other size each time, to see that the largest is remembered.
+        memory = len(self.done)
+        body = commit_body(commit, self.payloads, self.error, self.engine.told, memory)
         generation = self.engine.generation
         # Which tasks these are is known here only; the store counts.
         engine = self.engine

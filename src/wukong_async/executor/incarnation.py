@@ -32,6 +32,7 @@ from wukong_async.blocks import Block, Limits, PlanFacts, Program
 from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import (
+    FETCH_BYTES,
     Action,
     Begin,
     Delete,
@@ -51,6 +52,7 @@ from wukong_async.engine import (
 from wukong_async.errors import BucketError, SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import (
     MB,
+    Memory,
     PlanCache,
     Values,
     goes_once,
@@ -81,6 +83,10 @@ LONGEST_START = 60.0
 COMMIT_BYTES = 16 * 1024 * 1024
 """Inline values of one commit; the others go to the data shards, or a wide round of small outputs
 would be one script argument of gigabytes."""
+FETCH_SHARE = 8
+"""Inputs are read ahead into this part of the function's memory, at most."""
+SPILL_LEAST = 0.1
+"""As a share of the function's memory, what values have to take for it to help to forget them."""
 LEAST_PAUSE = 0.0005
 """Seconds between two looks of the policy."""
 LEAST_RUN = 0.001
@@ -238,6 +244,8 @@ class Incarnation:
         self._timer: asyncio.TimerHandle | None = None
         self._resident = 0
         self._invited: Sequence[tuple[Sequence[int], int]] = ()
+        self._memory = Memory()
+        self._spilled = -1
 
     def __repr__(self) -> str:
         return f"<Incarnation {self._executor} of {self._store.job_id}: {self._engine!r}>"
@@ -319,7 +327,8 @@ class Incarnation:
         self._wake.set()
 
     async def _send(self, sequence: int, commit: Commit) -> None:
-        body = commit_body(commit, self._payloads, self._error, self._engine.told)
+        told_so_far, memory = self._engine.told, self._memory.peak
+        body = commit_body(commit, self._payloads, self._error, told_so_far, memory)
         # A result that was published in a commit that passed nothing is announced in a later one.
         kept = self._payloads if commit.stay is None else {}
         told = {task for task, _ in commit.publish} - commit.held
@@ -425,6 +434,8 @@ class Incarnation:
             jitter=int(self._nonce, 16) / 16 ** len(self._nonce),
         )
         self._engine.advice = self._policy
+        if self._memory.limit:
+            self._engine.fetch_bytes = min(FETCH_BYTES, self._memory.limit * MB / FETCH_SHARE)
         self._engine.run_seconds = max(LEAST_RUN, self._meter.costs.start / 2)
 
     # Life -------------------------------------------------------------------------------------
@@ -670,6 +681,7 @@ class Incarnation:
             self._values = self._values.copy()
         self._ran += progress.ran
         self._tell_policy(progress)
+        self._check_memory()
         if isinstance(failed, Failed):
             await self._fail_for(failed)
         elif progress.task is None or not self._pause.is_set():
@@ -685,6 +697,14 @@ class Incarnation:
         if len(seconds) == len(tasks):
             ran = zip(tasks, seconds, progress.sizes, strict=True)
             self._policy.ran(self._engine, ran, time.monotonic())
+
+    def _check_memory(self) -> None:
+        """Have all values written, and forgotten, if they are too much; they are read again."""
+        if self._memory.is_scarce() and self._ran > self._spilled:
+            held = sum(size_of(value) for value in list(self._values.values()))
+            if held > SPILL_LEAST * self._memory.limit * MB and self._engine.spill():
+                log.info("executor %s writes what it holds: %d MB", self._executor, held // MB)
+                self._spilled = self._ran
 
     def _metered(self, size: int, started: float) -> None:
         """So many bytes have gone one way since then."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -35,6 +36,11 @@ GLANCE = 16
 """Items at each depth that a glance takes in."""
 GLANCE_DEPTH = 4
 """A list of pairs of a key and a list of iterators has three."""
+MEASURED_EVERY = 0.02
+"""Seconds between two looks at the process's memory; a look takes 15 µs."""
+SCARCE = 0.6
+"""The share of the function's memory from which on values are written and forgotten; the rest is
+for what tasks need while they run."""
 MOST_ORIGINS = 16
 """Values that are kept for the sake of one iterator."""
 
@@ -52,6 +58,26 @@ def resident_mb() -> int:
 def limit_mb() -> int:
     """Memory that the function may have; 0 if that is not known."""
     return int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0"))
+
+
+class Memory:
+    """What this process has, measured now and then."""
+
+    def __init__(self) -> None:
+        self.limit = limit_mb()
+        self.peak = 0
+        """MB at the most, as far as it was measured."""
+        self._measured = 0.0
+
+    def is_scarce(self) -> bool:
+        """Whether it is high time to forget what can be had again."""
+        now = time.monotonic()
+        if now - self._measured < MEASURED_EVERY:
+            return False
+        self._measured = now
+        resident = resident_mb()
+        self.peak = max(self.peak, resident)
+        return 0 < SCARCE * self.limit < resident
 
 
 def size_of(value: object) -> int:

@@ -36,6 +36,10 @@ class JobSummary:
     commits: int
     seconds: float
     """Wall time from the call to the results."""
+    executor_memory_mb: int
+    """Memory that any of its executors has had, at the most, as far as it was measured."""
+    store_peak_bytes: int
+    """Values outside of the metadata that were kept at the same time, at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,8 @@ class Scheduler:
             outcome.begins,
             outcome.commits,
             time.perf_counter() - started,
+            outcome.memory,
+            outcome.peak,
         )
         return graphs.nest(keys, values), summary
 

@@ -245,9 +245,9 @@ class JobStore:
         state = JobState(answer[0].decode())
         if state is JobState.RUNNING:
             return Outcome(state)
-        _, error, tasks, passed, commits, begins, flat = answer
+        _, error, tasks, passed, commits, begins, peak, memory, flat = answer
         results = {int(flat[i]): flat[i + 1] for i in range(0, len(flat), 2)}
-        return Outcome(state, error, results, tasks, passed, commits, begins)
+        return Outcome(state, error, results, tasks, passed, commits, begins, peak, memory)
 
     async def finish(self) -> bool:
         """Delete everything of a job that has ended, its metadata last; False if it runs."""

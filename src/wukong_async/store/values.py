@@ -58,14 +58,15 @@ class Place:
 
     @property
     def token(self) -> str:
-        """As the reader count carries it, opaque to the scripts: enough to delete the parts."""
-        return ":".join((str(self.parts), self.writer, *([self.bucket] if self.bucket else [])))
+        """As the reader count carries it: its bytes, for the scripts, and how to delete it."""
+        bucket = [self.bucket] if self.bucket else []
+        return ":".join((str(self.size), str(self.parts), self.writer, *bucket))
 
     @classmethod
     def from_token(cls, task: int, token: str) -> Self:
         """The inverse of `token`."""
-        parts, writer, *bucket = token.split(":", 2)
-        return cls(task, writer, int(parts), bucket="".join(bucket))
+        size, parts, writer, *bucket = token.split(":", 3)
+        return cls(task, writer, int(parts), int(size), "".join(bucket))
 
 
 def place_of(task: int, stored: bytes) -> Place | None:
@@ -107,7 +108,11 @@ def payload(
 
 
 def commit_body(
-    commit: Commit, payloads: Mapping[int, Payload], error: bytes = b"", told: str = ""
+    commit: Commit,
+    payloads: Mapping[int, Payload],
+    error: bytes = b"",
+    told: str = "",
+    memory: int = 0,
 ) -> bytes:
     """A commit as it travels. It is formed once: sending it again means these bytes.
 
@@ -119,6 +124,8 @@ def commit_body(
         What went wrong, for a failed one.
     told
         `protocol.told_after` the commit before.
+    memory
+        MB that the executor has had at the most.
     """
     requested = commit.held.union(commit.results)
 
@@ -141,6 +148,7 @@ def commit_body(
             commit.offers,
             commit.release,
             told,
+            memory,
         ]
     )
 

@@ -4,11 +4,14 @@
 --       5 msgpack: {passed, stay, publish {{object, reads, place, value}, ...},
 --                   results {{task, value}, ...}, arrivals {{consumer, in-degree, brought}, ...},
 --                   reads {{object, reads}, ...}, error, probes {{consumer, in-degree,
---                   {{edge, producer}, ...}}, ...}, offers {{task, ...}, ...}, release, told}
+--                   {{edge, producer}, ...}}, ...}, offers {{task, ...}, ...}, release, told,
+--                   memory}
 --         stay: {{task, {input that is in no store, ...}}, ...}; false in a soft commit
 --         brought: a number of inputs, or the edges {edge, ...}
 --         told: a digest of what the record comes from, and of what it was told since
 --         error is '' unless a task failed
+--         place: of what is not in the metadata; begins with its bytes
+--         memory: MB that the executor has had at the most
 -- reply msgpack: {status, claims, deletes {{object, place}, ...}, gone, accepted {bool, ...},
 --                 already {edge, ...}, free}
 local x, gen, nonce, seq = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
@@ -28,7 +31,8 @@ end
 
 local r = fenced_record(x, gen, nonce)
 if not r then return only('FENCED') end
-local job = call('HMGET', JOB, 'state', 'lease', 'want', 'tasks', 'deadline', 'slots', 'grace')
+local job = call('HMGET', JOB, 'state', 'lease', 'want', 'tasks', 'deadline', 'slots', 'grace',
+  'peak', 'memory')
 if job[1] ~= 'running' then
   drop_record(x)
   return only('STOP')
@@ -37,8 +41,8 @@ if seq == r.seq then return call('HGET', REC, x .. '/r') end
 if seq < r.seq then return only('STALE') end
 if seq > r.seq + 1 then return only('REJECTED') end
 
-local passed, stay, publish, results, arrivals, reads, err, probes, offers, release, told =
-  unpack(cmsgpack.unpack(ARGV[5]), 1, 11)
+local passed, stay, publish, results, arrivals, reads, err, probes, offers, release, told,
+  memory = unpack(cmsgpack.unpack(ARGV[5]), 1, 12)
 -- A server that failed over has forgotten that commit, and took a late copy of it differently; or
 -- it knows this incarnation from a late copy of its begin only, and the record is another one.
 if told ~= r.told then return only('REJECTED') end
@@ -65,7 +69,8 @@ call('HINCRBY', JOB, 'commits', 1)
 
 -- Publish: from here on others may read the object, and its reads are counted. What a dead
 -- incarnation has published before stays as it is.
-local refs, values, deletes, visible = {}, {}, {}, {}
+local refs, values, deletes, visible, bytes = {}, {}, {}, {}, 0
+local function size_of(place) return tonumber(string.match(place, '^%d+')) end
 for _, p in ipairs(publish) do
   local object, count, place, value = p[1], p[2], p[3], p[4]
   visible[object] = true
@@ -74,6 +79,7 @@ for _, p in ipairs(publish) do
   else
     refs[#refs + 1] = object
     refs[#refs + 1] = (hard and '' or '~') .. (place ~= '' and (count .. ':' .. place) or count)
+    if place ~= '' then bytes = bytes + size_of(place) end
     values[#values + 1] = object
     values[#values + 1] = value
   end
@@ -137,7 +143,7 @@ for k, tasks in ipairs(offers) do
 end
 
 -- Pass: count down what the finished tasks have read; the last reader frees the object.
-local freed, kept = {}, {}
+local freed, kept, freed_places = {}, {}, {}
 for i = 1, #reads, CHUNK do
   local objects = {}
   for j = i, math.min(i + CHUNK - 1, #reads) do objects[#objects + 1] = reads[j][1] end
@@ -150,7 +156,10 @@ for i = 1, #reads, CHUNK do
         kept[#kept + 1] = again .. (place ~= '' and (count .. ':' .. place) or count)
       else
         freed[#freed + 1] = objects[j]
-        if place ~= '' then deletes[#deletes + 1] = { objects[j], place } end
+        if place ~= '' then
+          deletes[#deletes + 1] = { objects[j], place }
+          freed_places[#freed_places + 1] = place
+        end
         if again ~= '' then call('SETBIT', DEAD, objects[j], 1) end
       end
     end
@@ -160,6 +169,16 @@ in_chunks('HSET', REFS, kept)
 in_chunks('HDEL', REFS, freed)
 in_chunks('HDEL', VAL, freed)
 local total = call('HINCRBY', JOB, 'passed', passed)
+
+-- What the job keeps outside of the metadata, and the most that it has kept.
+local freed_bytes = 0
+for _, d in ipairs(freed_places) do freed_bytes = freed_bytes + size_of(d) end
+if bytes > 0 or freed_bytes > 0 then
+  local kept_bytes = call('HINCRBY', JOB, 'bytes', bytes)
+  if kept_bytes > (tonumber(job[8]) or 0) then call('HSET', JOB, 'peak', kept_bytes) end
+  call('HINCRBY', JOB, 'bytes', -freed_bytes)
+end
+if memory > (tonumber(job[9]) or 0) then call('HSET', JOB, 'memory', memory) end
 
 -- What a dead incarnation has put for this result may be what is published.
 for _, result in ipairs(results) do
