@@ -1028,7 +1028,8 @@ class Engine:
         else:
             # Outputs of the round may be inputs of what was claimed; the rest goes with it.
             self._kept.update(self._left)
-        self._start_round((*(task for task, _ in stay), *reply.claims), stay)
+        marks = tuple((task, inputs) for task, inputs in stay if inputs)
+        self._start_round((*(task for task, _ in stay), *reply.claims), marks)
         self._trim_pending = True
         self._trim()
         self.state = State.WORK

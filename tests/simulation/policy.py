@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 from typing import TypeVar
 
 from wukong_async.engine import Engine, State
+from wukong_async.protocol import TaskSpec
 
 T = TypeVar("T")
 
@@ -23,6 +25,20 @@ class Policy:
     hand_over: float = 0.0
     cut_short: float = 0.0
     """How often one hands over while a task uses up what was made here."""
+    spill: float = 0.0
+    """How often one writes and forgets all that it holds."""
+    ask: float = 0.0
+    """How often one commits nothing, to hear what is new."""
+    last: float = 0.0
+    """How often what an input made here waits for is told, or probed, with nothing else to do."""
+    known: float = 1.0
+    """How often it is known how long a task takes: else it ends a Run."""
+
+    def whims(self, rng: Random) -> None:
+        """Choose the rest, in a way that leaves other choices of the seed as they are."""
+        if self.arrive or self.probe or self.offer:
+            self.spill, self.ask = rng.choice((0.0, 0.0, 0.02)), rng.choice((0.0, 0.0, 0.02))
+            self.last, self.known = rng.choice((0.0, 0.3)), rng.choice((1.0, 1.0, 0.7))
 
     @classmethod
     def random(cls, rng: Random) -> Policy:
@@ -32,6 +48,15 @@ class Policy:
         arrive, probe, offer = (rng.choice(choices) for _ in range(3))
         hand_over, cut_short = rng.choice((0.0, 0.0, 0.01, 0.05)), rng.choice((0.0, 0.0, 0.1))
         return cls(arrive, probe, offer, hand_over, cut_short)
+
+    def at_whim(self, engine: Engine, rng: Random) -> None:
+        """What an executor may do beside sharing."""
+        if engine.state is not State.WORK:
+            return
+        if rng.random() < self.spill:
+            engine.spill()
+        elif rng.random() < self.ask:
+            engine.ask()
 
     def share(self, engine: Engine, rng: Random) -> None:
         """Have an executor say something to others, if it can and luck will have it."""
@@ -48,3 +73,27 @@ class Policy:
         rng.shuffle(ready)
         cuts = sorted(rng.randint(0, len(ready)) for _ in range(rng.randint(0, 2)))
         engine.share(arrive, probe, [ready[a:b] for a, b in pairwise([0, *cuts, len(ready)])])
+
+
+@dataclass
+class Guess:
+    """What an engine is told of tasks: anything."""
+
+    policy: Policy
+    rng: Random
+
+    def seconds_of(self, task: TaskSpec) -> float:
+        return 0.0 if self.rng.random() < self.policy.known else math.inf
+
+    def bytes_of(self, task: TaskSpec) -> float:
+        return 0.0
+
+    def at_last(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]]
+    ) -> tuple[Iterable[int], Iterable[int]]:
+        tell: list[int] = []
+        probe: list[int] = []
+        for consumer in pending:
+            if self.rng.random() < self.policy.last:
+                (tell if self.rng.random() < 0.5 else probe).append(consumer)
+        return tell, probe

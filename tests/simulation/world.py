@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from tests.simulation.graphs import Workload, random_workload
 from tests.simulation.loop import Idle, SimulatedLoop
 from tests.simulation.model import ModelStore
-from tests.simulation.policy import Policy
+from tests.simulation.policy import Guess, Policy
 from tests.simulation.processes import (
     LEASE,
     TICK,
@@ -151,6 +151,8 @@ class World:
         self.workload: Workload = random_workload(self.rng)
         self.faults = Faults.random(self.rng)
         self.policy = Policy.random(self.rng)
+        self.whims = random.Random(~self.seed)
+        self.policy.whims(self.whims)
         for kinds in (self.faults, self.policy):
             for name in self.without.intersection(vars(kinds)):
                 setattr(kinds, name, 0.0)
@@ -525,7 +527,7 @@ class Executor:
         self.name = f"executor {name}/{nonce[6:]}"
         self.nonce = nonce
         self.alive = True
-        self.engine = self.engine_class()
+        self.engine = self.engine_class(Guess(world.policy, world.whims))
         self.values: dict[int, int] = {}
         self.dropped: dict[int, int] = {}
         self.payloads: dict[int, Payload] = {}
@@ -566,6 +568,7 @@ class Executor:
         elif policy.cut_short and self.uses_up() and rng.random() < policy.cut_short:
             self.leave(cut_short=True)
         policy.share(self.engine, rng)
+        policy.at_whim(self.engine, self.world.whims)
 
     def leave(self, *, cut_short: bool) -> None:
         """The function's time is nearly over: do not start anything, or give up what runs."""
