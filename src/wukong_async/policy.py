@@ -252,6 +252,8 @@ class Policy:
         self._sizes: dict[int, float] = {}
         self._due: dict[int, float] = {}
         """Fan-in → when its inputs that are here are to be told."""
+        self._awaited: dict[int, int] = {}
+        """Fan-in → an input of it that is still to be made here; -1: there is none."""
         self._probed: dict[int, float] = {}
         """Fan-in → when it was probed."""
         self._looked = 0.0
@@ -271,7 +273,7 @@ class Policy:
     def seconds_of(self, task: TaskSpec) -> float:
         """How long a task is expected to run; infinite if none of its name has."""
         estimate = self.estimates.get(task.name)
-        if estimate is None or self._hold is not None or self._learning:
+        if estimate is None or self._hold == 0 or self._learning:
             return math.inf
         return estimate.seconds
 
@@ -422,6 +424,10 @@ class Policy:
                 # All others are gone: what is missing is in the store, or to be made here.
                 self._due[consumer] = now + KEEP_TIMES * self.costs.start
                 continue
+            if self._hold is None and self._more_to_come(engine, consumer):
+                self._due[consumer] = now + self.costs.start
+                self.again = min(self.again, self._due[consumer])
+                continue
             here = [d for _, d in engine.pending.get(consumer, ()) if engine.is_done(d)]
             del self._due[consumer]
             if not here:
@@ -438,6 +444,22 @@ class Policy:
                 self._due[consumer] = now + KEEP_TIMES * max(map(self._patience, here))
             self.again = min(self.again, self._due.get(consumer, math.inf))
         return arrive, probe
+
+    def _more_to_come(self, engine: Engine, consumer: int) -> bool:
+        """Whether a fan-in waits for something else from here, so that telling has time."""
+        held_up = self._awaited.get(consumer)
+        if held_up is None or engine.is_done(held_up):
+            held_up = next(
+                (
+                    d
+                    for d in self._inputs(engine, consumer)
+                    if self._is_ours(engine, d)
+                    and (d in engine.unfinished or not engine.is_here(d))
+                ),
+                -1,
+            )
+            self._awaited[consumer] = held_up
+        return held_up >= 0
 
     def _attracts(self, engine: Engine, consumer: int, here: Sequence[int]) -> bool:
         """Whether a fan-in should rather run here than where its other inputs are."""

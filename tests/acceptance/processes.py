@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 
+from tests.conftest import SPREAD
 from tests.paths import ROOT
 from wukong_async import LocalCluster
 from wukong_async.config import Settings
@@ -29,7 +30,7 @@ from wukong_async import WukongClient
 touched, awaited = sys.argv[1:]
 with WukongClient() as client:
 """
-QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5, "max_attempts": 10}
+QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5, "max_attempts": 10, **SPREAD}
 
 
 async def until(condition: Callable[[], bool]) -> None:

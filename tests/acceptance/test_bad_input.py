@@ -143,14 +143,14 @@ async def test_a_result_that_cannot_be_unpickled_here(client: WukongClient) -> N
         await client.compute({"bad": (make_only_there,)}, "bad")
 
 
-async def test_an_input_that_cannot_be_unpickled_there(client: WukongClient) -> None:
+async def test_an_input_that_cannot_be_unpickled_there(spread: WukongClient) -> None:
     # Two leaves, so two executors: one of them has to read what the other has made.
     dsk = {"a": (make_only_there,), "b": (make_only_there,), "c": (add_lengths, "a", "b")}
     with pytest.raises(
         SerializationError,
         match=r"^The function cannot unpickle the output of task '[ab]': ImportError: cannot be ma",
     ):
-        await client.compute(dsk, "c")
+        await spread.compute(dsk, "c")
 
 
 @pytest.fixture

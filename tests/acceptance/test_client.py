@@ -208,11 +208,11 @@ async def test_the_same_graph_again_and_again(client: WukongClient) -> None:
     assert [await client.compute(x) for _ in range(5)] == [45] * 5
 
 
-async def test_the_summary_counts(client: WukongClient, cluster: LocalCluster) -> None:
+async def test_the_summary_counts(spread: WukongClient, cluster: LocalCluster) -> None:
     before = cluster.stats()
-    await client.compute(delayed(add)(*(delayed(inc)(i) for i in range(10))))
+    await spread.compute(delayed(add)(*(delayed(inc)(i) for i in range(10))))
     after = cluster.stats()
-    summary = client.history[-1]
+    summary = spread.history[-1]
     assert summary.tasks == 11
     assert summary.invocations == summary.begins == 2
     assert after.invocations - before.invocations == 2

@@ -28,7 +28,7 @@ from tests.acceptance.functions import (
     spin,
     touch_and_wait,
 )
-from tests.conftest import keys_of
+from tests.conftest import SPREAD, keys_of
 from tests.paths import ROOT
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
@@ -41,7 +41,7 @@ from wukong_async.errors import (
     StoreFull,
 )
 
-QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5}
+QUICK: dict[str, Any] = {"lease": 0.5, "grace": 0.5, **SPREAD}
 """Leases that make a dead executor noticed within a test's patience."""
 
 

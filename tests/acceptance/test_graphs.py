@@ -246,10 +246,10 @@ async def test_fan_ins_of_all_widths(client: WukongClient, width: int) -> None:
     )
 
 
-async def test_a_wide_fan_in(client: WukongClient) -> None:
+async def test_a_wide_fan_in(spread: WukongClient) -> None:
     leaves = [delayed(inc)(i) for i in range(5000)]
-    assert await client.compute(delayed(sum)(leaves)) == sum(range(1, 5001))
-    assert client.history[-1].commits == 3
+    assert await spread.compute(delayed(sum)(leaves)) == sum(range(1, 5001))
+    assert spread.history[-1].commits == 3
 
 
 async def test_a_wide_round_of_small_outputs(client: WukongClient) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from tests.conftest import SPREAD
 from tests.integration.proxies import (
     FUNCTION,
     HOST,
@@ -98,6 +99,7 @@ async def test_a_wide_job_goes_through_the_proxy(
         "proxy_secret": SECRET,
         "max_task_fanout": 3,
         "max_concurrency": 8,
+        **SPREAD,
     }
     dsk = {f"x{i}": (abs, -i) for i in range(8)} | {"sum": (sum, [f"x{i}" for i in range(8)])}
     async with WukongClient(cluster, **settings) as client:
