@@ -301,8 +301,7 @@ class Executor:
             case Invoke(sequence, offers):
                 for index, offer in enumerate(offers):
                     child = child_name(self.name, sequence, offer)
-                    group, until = self.invited[offer]
-                    world.invoke(child, index, (group[0], until), self.estimates)
+                    world.invoke(child, index, self.invited[offer], self.estimates)
             case Exit():
                 self.alive = False
                 costs = world.case.place.costs
@@ -345,11 +344,11 @@ class Executor:
             for task in {*(t for t, _ in commit.publish), *commit.results}
         }
         body = commit_body(commit, payloads, b"", self.engine.told)
-        self.invited = list(self.policy.offered)
+        self.invited = [self.policy.span_of(group) for group in commit.offers]
 
         def replied() -> None:
             reply = self.reply
-            self.policy.replied(self.engine, reply.accepted, world.now)
+            self.policy.replied(self.engine, commit.offers, reply.accepted, world.now)
             self.engine.replied(reply)
 
         def arrive() -> None:

@@ -257,8 +257,8 @@ class Policy:
         self._probed: dict[int, float] = {}
         """Fan-in → when it was probed."""
         self._looked = 0.0
-        self.offered: list[tuple[Sequence[int], int]] = []
-        """In the commit in flight: groups, and where in the plan each ends."""
+        self._ends: dict[int, int] = {}
+        """First task of a group that is offered → where in the plan what goes with it ends."""
         self._given: list[tuple[int, int]] = []
         """Ranges of the plan that were given away."""
         self._next_offer = 0.0
@@ -320,12 +320,21 @@ class Policy:
             if not self.alone:
                 self._hold_back(engine, spec, now)
 
-    def replied(self, engine: Engine, accepted: Sequence[bool], now: float) -> None:
-        """The answer to what was shared last."""
-        offered, self.offered = self.offered, []
-        for (group, until), yes in zip(offered, accepted, strict=True):
-            if yes:
-                self._given.append((group[0], until))
+    def span_of(self, group: Sequence[int]) -> tuple[int, int]:
+        """The tasks of the plan, first and last + 1, that go with a group that is offered."""
+        return group[0], self._ends.get(group[0], group[-1] + 1)
+
+    def replied(
+        self,
+        engine: Engine,
+        offers: Sequence[Sequence[int]],
+        accepted: Sequence[bool],
+        now: float,
+    ) -> None:
+        """What a commit has offered, and the answer."""
+        self._given += [
+            self.span_of(group) for group, yes in zip(offers, accepted, strict=False) if yes
+        ]
         if self.alone and any(accepted):
             self.alone = False
             made = dict.fromkeys(d for edges in engine.pending.values() for _, d in edges)
@@ -354,7 +363,7 @@ class Policy:
             groups, ask = self._groups(engine, now, running)
         if not (arrive or probe or groups or ask):
             return None
-        self.offered = groups
+        self._ends = {group[0]: until for group, until in groups}
         return Sharing(arrive, probe, [group for group, _ in groups], ask)
 
     # Outputs (W6) -----------------------------------------------------------------------------

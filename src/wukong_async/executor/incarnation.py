@@ -243,7 +243,7 @@ class Incarnation:
         self._policy = Policy(meter.costs, {}, inline_limit=0, span=(0, 0), slots=1)
         self._timer: asyncio.TimerHandle | None = None
         self._resident = 0
-        self._invited: Sequence[tuple[Sequence[int], int]] = ()
+        self._invited: Sequence[tuple[int, int]] = ()
         self._memory = Memory()
         self._spilled = -1
 
@@ -334,7 +334,6 @@ class Incarnation:
         told = {task for task, _ in commit.publish} - commit.held
         self._payloads = {t: kept[t] for t in kept if t not in told}
         generation = self._engine.generation
-        offered = self._policy.offered
         started = time.monotonic()
         news: Mapping[str, Sequence[float]] = {}
         if commit.stay is not None:
@@ -347,8 +346,8 @@ class Incarnation:
         now = time.monotonic()
         if len(body) < LEAST_METERED:
             self._saw("round_trip", now - started)
-        self._invited = offered if commit.offers else []
-        self._policy.replied(self._engine, reply.accepted, now)
+        self._invited = [self._policy.span_of(group) for group in commit.offers]
+        self._policy.replied(self._engine, commit.offers, reply.accepted, now)
         self._engine.replied(reply)
 
     async def _invoke_children(self, sequence: int, offers: Sequence[int]) -> None:
@@ -358,8 +357,8 @@ class Incarnation:
             name = child_name(self._executor, sequence, index)
             hints[name] = None
             if index < len(self._invited):
-                group, until = self._invited[index]
-                hints[name] = Hints(time.time(), group[0], until, seen=seen)
+                first, until = self._invited[index]
+                hints[name] = Hints(time.time(), first, until, seen=seen)
         await self._invoke_all(hints)
 
     async def _invoke_all(self, executors: Mapping[str, Hints | None]) -> None:
