@@ -1,0 +1,387 @@
+"""When work is shared, and what is kept: rules W1 to W6, one by one."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from wukong_async.engine import Engine, Publish, Run, Send
+from wukong_async.plan import make_plan
+from wukong_async.policy import (
+    Costs,
+    Estimate,
+    Meter,
+    Policy,
+    Running,
+    Sharing,
+    first_groups,
+    news_of,
+    recalled,
+    remembered,
+)
+from wukong_async.protocol import Begun, Reply, Status
+
+COSTS = Costs(start=0.05, round_trip=0.001, bandwidth=100e6, invoke=0.00025)
+MB = 1e6
+
+
+class Executor:
+    """An engine with a policy, and a plan whose tasks are called as their keys begin."""
+
+    def __init__(
+        self,
+        graph: Mapping[str, Sequence[str]],
+        outputs: Sequence[str],
+        *,
+        known: Mapping[str, tuple[float, float]] | None = None,
+        free: int = 999,
+        slots: int = 1000,
+        alone: bool = True,
+        frontier: Sequence[str] = (),
+        span: tuple[int, int] | None = None,
+        hold: float | None = None,
+    ) -> None:
+        self.plan = make_plan(graph, outputs)
+        self.number = self.plan.numbers
+        self.specs = [
+            spec._replace(name=key.partition("-")[0])
+            for spec, key in zip(self.plan.specs, self.plan.keys, strict=True)
+        ]
+        estimates = {name: Estimate(10, *figures) for name, figures in (known or {}).items()}
+        tasks = [self.number[key] for key in frontier] or self.plan.leaves
+        self.policy = Policy(
+            COSTS,
+            estimates,
+            inline_limit=16_384,
+            span=span or (0, len(self.plan)),
+            slots=slots,
+            alone=alone,
+            hold=hold,
+        )
+        self.engine = Engine(self.policy, run_seconds=COSTS.start / 2)
+        self.engine.next_actions()
+        self.engine.begun(Begun(Status.OK, 1, frontier=tuple(tasks), free=free))
+        self.engine.next_actions()
+        self.engine.loaded(self.specs)
+        self.steps: Sequence[int] = ()
+        self.sent: list[Send] = []
+        self.go()
+
+    def go(self) -> None:
+        for action in self.engine.next_actions():
+            if isinstance(action, Run):
+                self.steps = [step.task for step in action.steps]
+            elif isinstance(action, Send):
+                self.sent.append(action)
+            elif isinstance(action, Publish):
+                self.engine.published()
+
+    def ran(self, seconds: float, size: float = 8.0, now: float = 0.0) -> None:
+        """What runs has run."""
+        seen = [(task, seconds, size) for task in self.steps]
+        self.engine.ran()
+        self.policy.ran(self.engine, seen, now)
+
+    def look(self, now: float, grown: float = 0.0) -> Sharing | None:
+        running = Running(self.steps[0], 0.0, grown) if self.engine.unfinished else None
+        return self.policy.look(self.engine, now, running)
+
+    def shares(self, now: float, grown: float = 0.0) -> list[list[str]]:
+        """Groups that are offered now, by key."""
+        found = self.look(now, grown)
+        groups = [] if found is None else found.offers
+        return [[self.plan.keys[task] for task in group] for group in groups]
+
+
+def independent(count: int) -> tuple[dict[str, Sequence[str]], list[str]]:
+    keys = [f"map-{i:04}" for i in range(count)]
+    return dict.fromkeys(keys, ()), keys
+
+
+def pairs(count: int) -> tuple[dict[str, Sequence[str]], list[str]]:
+    """Leaves, two and two of which are added."""
+    graph: dict[str, Sequence[str]] = {f"leaf-{i:04}": () for i in range(2 * count)}
+    sums = [f"add-{i:04}" for i in range(count)]
+    for i, key in enumerate(sums):
+        graph[key] = (f"leaf-{2 * i:04}", f"leaf-{2 * i + 1:04}")
+    return graph, sums
+
+
+# Costs and estimates ------------------------------------------------------------------------------
+
+
+def test_what_is_measured_here_counts_more_than_what_others_say() -> None:
+    meter = Meter()
+    meter.believe(Costs(start=0.2, round_trip=0.5))
+    assert meter.costs.start == 0.2
+    meter.saw("start", 0.01)
+    assert meter.costs.start == pytest.approx(0.01), "the first measurement"
+    meter.saw("start", 0.03)
+    assert meter.costs.start == pytest.approx(0.02)
+    meter.believe(Costs(start=9.0, round_trip=0.25))
+    assert meter.costs.start == pytest.approx(0.02)
+    assert meter.costs.round_trip == 0.25
+
+
+def test_a_moving_average_forgets() -> None:
+    meter = Meter()
+    for _ in range(100):
+        meter.saw("round_trip", 1.0)
+    for _ in range(20):
+        meter.saw("round_trip", 0.001)
+    assert meter.costs.round_trip < 0.01
+
+
+def test_of_bandwidths_the_time_is_averaged() -> None:
+    meter = Meter()
+    meter.saw("bandwidth", 100.0)
+    meter.saw("bandwidth", 1e9)  # One that was cached, say, does not hide the other.
+    assert meter.costs.bandwidth == pytest.approx(200.0)
+
+
+def test_estimates_travel() -> None:
+    estimates = {"a": Estimate(50, 0.5, 10.0), "b": Estimate(2, 1.0, 1e6)}
+    known, costs = recalled(remembered(estimates, COSTS))
+    assert costs == COSTS
+    assert known == {"a": Estimate(4, 0.5, 10.0), "b": Estimate(2, 1.0, 1e6)}
+    assert recalled({}) == ({}, None)
+
+
+def test_only_news_are_remembered() -> None:
+    meter = Meter()
+    for name, value in {"start": 0.05, "bandwidth": 1e8}.items():
+        meter.saw(name, value)
+    estimates = {
+        "slow": Estimate(3, 1.0, 8.0),
+        "large": Estimate(3, 1e-6, 1e6),
+        "trivial": Estimate(1000, 1e-6, 8.0),
+    }
+    news = news_of(estimates, meter, {})
+    assert set(news) == {"", "slow", "large"}
+    assert news_of(estimates, meter, news) == {}
+    estimates["slow"].seconds = 1.5
+    assert news_of(estimates, meter, news) == {}
+    estimates["slow"].seconds = 3.0
+    assert set(news_of(estimates, meter, news)) == {"slow"}
+
+
+# The first executors ------------------------------------------------------------------------------
+
+
+def test_one_executor_begins_where_nothing_is_known() -> None:
+    executor = Executor(*independent(100))
+    assert first_groups(executor.specs, [], COSTS, 1000) == [list(range(100))]
+
+
+def test_as_many_begin_as_the_work_is_worth() -> None:
+    specs = Executor(*independent(100)).specs
+    groups = first_groups(specs, [Estimate(1, 0.1, 8.0)] * 100, COSTS, 1000)
+    assert 90 < len(groups) <= 100, "10 s are worth as many starts, but for the last ones"
+    assert [task for group in groups for task in group] == list(range(100))
+    groups = first_groups(specs, [Estimate(1, 0.1, 8.0)] * 100, COSTS, 2)
+    assert [len(group) for group in groups] == [50, 50]
+
+
+def test_fewer_begin_where_much_would_have_to_be_moved() -> None:
+    graph, outputs = pairs(8)
+    graph["top"] = outputs
+    executor = Executor(graph, ["top"])
+    large = [Estimate(1, 0.2, 100 * MB)] * len(executor.specs)
+    assert len(first_groups(executor.specs, large, COSTS, 1000)) == 1
+    small = [Estimate(1, 0.2, 8.0)] * len(executor.specs)
+    assert len(first_groups(executor.specs, small, COSTS, 1000)) > 8
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 10), (3, 4), (100, 1)])
+def test_leaves_in_batches(batch: int, count: int) -> None:
+    specs = Executor(*independent(10)).specs
+    groups = first_groups(specs, [], COSTS, 1000, leaf_batch=batch)
+    assert len(groups) == count
+    assert functools.reduce(operator.iadd, groups, []) == list(range(10))
+
+
+# Work ---------------------------------------------------------------------------------------------
+
+
+def test_an_unseen_task_counts_for_nothing_before_two_starts() -> None:
+    executor = Executor(*independent(100))
+    assert executor.shares(0.0) == []
+    assert executor.shares(0.09) == []
+    assert executor.policy.again <= 0.2, "it looks again in time"
+    groups = executor.shares(0.21)
+    assert 1 <= len(groups) <= math.isqrt(999), "blindly, not too many"
+    assert groups[0][-1] == "map-0099", "from the far end"
+
+
+def test_an_unseen_task_whose_output_will_travel_counts_later() -> None:
+    executor = Executor(*pairs(50))
+    executor.look(0.0)
+    assert executor.shares(0.15) == []
+    assert executor.shares(0.31)
+
+
+def test_blindness_ends_with_the_first_task() -> None:
+    executor = Executor(*independent(100))
+    assert executor.shares(0.001) == []
+    executor.ran(0.06, now=0.06)
+    assert executor.shares(0.06)
+
+
+def test_trivial_work_is_not_shared() -> None:
+    executor = Executor(*independent(500), known={"map": (1e-5, 8.0)})
+    assert executor.shares(0.0) == []
+
+
+def test_each_group_is_worth_its_start() -> None:
+    executor = Executor(*independent(1000), known={"map": (0.001, 8.0)})
+    groups = executor.shares(0.0)
+    assert 10 < len(groups) <= 20
+    for group in groups:
+        assert 0.9 * COSTS.start <= len(group) * 0.001
+    given = {key for group in groups for key in group}
+    assert len(given) == sum(map(len, groups)), "nobody is offered twice"
+    kept = 1000 - len(given)
+    assert kept * 0.001 >= max(map(len, groups)) * 0.001, "who keeps need not start"
+
+
+def test_who_is_invoked_invokes_the_rest() -> None:
+    executor = Executor(*independent(2000), known={"map": (1.0, 8.0)})
+    assert 30 <= len(executor.shares(0.0)) <= 50
+
+
+def test_no_more_than_there_are_slots() -> None:
+    executor = Executor(*independent(100), known={"map": (1.0, 8.0)}, free=3, slots=4)
+    assert len(executor.shares(0.0)) == 3
+
+
+def test_without_a_free_slot_it_asks_now_and_then() -> None:
+    executor = Executor(*independent(100), known={"map": (1.0, 8.0)}, free=0)
+    asked = [now for now in (i * 0.01 for i in range(100)) if executor.look(now)]
+    assert asked[0] == 0.0
+    assert 2 <= len(asked) <= 6
+    found = executor.look(9.0)
+    assert found is not None
+    assert found.ask
+    assert not found.offers
+
+
+def test_who_has_nothing_to_do_keeps_what_it_could_begin() -> None:
+    executor = Executor({"map-0": ()}, ["map-0"], known={"map": (10.0, 8.0)})
+    executor.engine.ran(0)
+    assert executor.shares(1.0) == []
+
+
+def test_a_group_pays_for_what_has_to_be_moved() -> None:
+    """A root whose output goes to all of them: 100 MB take a second each way."""
+    graph: dict[str, Sequence[str]] = {"root-0": ()}
+    outputs = [f"fork-{i:02}" for i in range(20)]
+    graph |= dict.fromkeys(outputs, ("root-0",))
+    known = {"root": (0.01, 100 * MB), "fork": (0.03, 8.0)}
+    executor = Executor(graph, outputs, known=known)
+    executor.ran(0.01, 100 * MB, now=0.01)
+    assert executor.shares(0.01) == []
+    executor = Executor(graph, outputs, known=known | {"root": (0.01, 8.0)})
+    executor.ran(0.01, 8.0, now=0.01)
+    assert executor.shares(0.01)
+
+
+def test_a_task_that_makes_much_is_not_given_away_blindly() -> None:
+    """How the process grows says what the outputs of such tasks will be."""
+    graph, sums = pairs(8)
+    graph["top-0"] = sums
+    executor = Executor(graph, ["top-0"])
+    executor.look(0.0)
+    assert executor.shares(0.30)
+    executor = Executor(graph, ["top-0"])
+    executor.look(0.0)
+    assert executor.shares(0.30, grown=400 * MB) == []
+
+
+# Outputs ------------------------------------------------------------------------------------------
+
+
+def fan_in(*, size: float, alone: bool = False, free: int = 5) -> Executor:
+    """One of two inputs of a fan-in has been made here; somebody else makes the other one."""
+    graph: dict[str, Sequence[str]] = {"left-0": (), "right-0": (), "add-0": ("left-0", "right-0")}
+    graph["more-0"] = ()
+    executor = Executor(
+        graph,
+        ["add-0", "more-0"],
+        frontier=["left-0", "more-0"],
+        span=(0, 1),
+        alone=alone,
+        free=free,
+    )
+    executor.ran(0.5, size, now=1.0)
+    executor.go()
+    assert [executor.plan.keys[task] for task in executor.steps] == ["more-0"], "it goes on"
+    return executor
+
+
+def test_while_nobody_else_exists_nothing_is_told() -> None:
+    executor = fan_in(size=8.0, alone=True)
+    for now in (1.0, 2.0, 60.0):
+        found = executor.look(now)
+        assert found is None or not (found.arrive or found.probe)
+
+
+def test_a_small_output_waits_for_company() -> None:
+    executor = fan_in(size=8.0)
+    assert executor.look(1.0) is None
+    found = executor.look(1.06)
+    assert found is not None
+    assert found.arrive == [executor.number["add-0"]]
+
+
+def test_a_large_output_is_probed_and_then_told() -> None:
+    executor = fan_in(size=10 * MB)
+    add = executor.number["add-0"]
+    assert executor.look(1.0) is None
+    found = executor.look(1.2)
+    assert found is not None
+    assert (found.probe, found.arrive) == ([add], [])
+    assert executor.engine.share(probe=[add])
+    executor.go()
+    executor.engine.replied(Reply(Status.OK, free=5))
+    assert executor.look(1.3) is None
+    found = executor.look(9.0)
+    assert found is not None
+    assert found.arrive == [add], "it is not kept for ever"
+
+
+def test_a_large_output_is_kept_while_nobody_has_time() -> None:
+    executor = fan_in(size=10 * MB, free=0)
+    executor.look(1.2)
+    assert executor.engine.share(probe=[executor.number["add-0"]])
+    executor.go()
+    executor.engine.replied(Reply(Status.OK, free=0))
+    found = executor.look(9.0)
+    assert found is None or not found.arrive
+
+
+def test_what_is_large_is_probed_once_more_at_last() -> None:
+    executor = fan_in(size=10 * MB)
+    add = executor.number["add-0"]
+    assert executor.policy.at_last(executor.engine.pending) == ([], [add])
+    executor = fan_in(size=8.0)
+    assert executor.policy.at_last(executor.engine.pending) == ([], [])
+
+
+# The papers' behaviour ----------------------------------------------------------------------------
+
+
+def test_without_hold_everything_is_offered_one_by_one() -> None:
+    executor = Executor(*independent(6), hold=0.0)
+    assert len(executor.steps) == 1
+    assert executor.shares(0.0) == [[f"map-{i:04}"] for i in range(1, 6)]
+
+
+def test_with_hold_what_has_waited_is_offered() -> None:
+    executor = Executor(*independent(6), hold=1.0)
+    assert executor.shares(0.0) == []
+    assert executor.policy.again == 1.0
+    assert executor.shares(1.0) == [[f"map-{i:04}"] for i in range(1, 6)]
