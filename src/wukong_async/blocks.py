@@ -70,6 +70,8 @@ class PlanFacts:
     bucket: str = ""
     """The URL of the bucket that takes values above a limit, if there is one."""
     bucket_limit: int = 0
+    secret: bytes = b""
+    """Proves that what came along with an event is the job's: see `invocation.mac_of`."""
 
     def pack(self) -> bytes:
         """As `create` takes them."""
@@ -86,6 +88,7 @@ class PlanFacts:
                 self.compression,
                 self.bucket,
                 self.bucket_limit,
+                self.secret,
             ]
         )
 

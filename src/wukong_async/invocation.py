@@ -5,12 +5,14 @@ JSON, because that is what Lambda passes to a Python function. Nothing is unpick
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Self
@@ -22,6 +24,8 @@ from wukong_async._version import __version__
 from wukong_async.errors import InvocationError
 
 FORMAT = 1
+MOST_CARRIED = 64 * 1024
+"""Bytes of objects in one event, before they are encoded: Lambda takes 256 KB to 1 MB."""
 
 
 IF_BOTH_HAVE_IT = ("numpy", "pandas")
@@ -69,23 +73,63 @@ class Hints:
     """Whether no other executor has ever existed."""
     seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """See `policy.remembered`."""
+    objects: Mapping[str, str] = field(default_factory=dict)
+    """Objects of the store that are needed first, by name: their bytes in base 64."""
+    mac: str = ""
+    """That they come from the job's client or one of its executors: see `mac_of`."""
+
+    def carrying(self, objects: Mapping[str, bytes], secret: bytes) -> Self:
+        """With as many of these objects as there is room for."""
+        taken: dict[str, str] = {}
+        room = MOST_CARRIED
+        for name, data in objects.items():
+            if len(data) <= room:
+                room -= len(data)
+                taken[name] = base64.b64encode(data).decode()
+        return replace(self, objects=taken, mac=mac_of(taken, secret)) if taken else self
+
+    def carried(self, secret: bytes) -> dict[str, bytes]:
+        """The objects that came along; none if somebody else has sent them."""
+        if not hmac.compare_digest(self.mac, mac_of(self.objects, secret)):
+            return {}
+        return {name: base64.b64decode(data) for name, data in self.objects.items()}
 
     @classmethod
     def from_event(cls, found: object) -> Self | None:
         """As they stand in an event; None if there are none that make sense."""
         match found:
-            case [int() | float() as sent, int(first), int(until), bool(alone), dict(seen)] if all(
-                isinstance(figures, list)
-                and len(figures) in (3, 4)
-                and all(map(_is_plain, figures))
-                for figures in seen.values()
+            case [
+                int() | float() as sent,
+                int(first),
+                int(until),
+                bool(alone),
+                dict(seen),
+                dict(objects),
+                str(mac),
+            ] if all(map(_is_figures, seen.values())) and all(
+                isinstance(data, str) and data.isascii() for data in objects.values()
             ):
-                return cls(float(sent), first, until, alone, seen)
+                return cls(float(sent), first, until, alone, seen, objects, mac)
         return None
 
 
-def _is_plain(figure: object) -> bool:
-    return isinstance(figure, int | float) and 0 <= figure < math.inf
+def _is_figures(figures: object) -> bool:
+    return (
+        isinstance(figures, list)
+        and len(figures) in (3, 4)
+        and all(isinstance(each, int | float) and 0 <= each < math.inf for each in figures)
+    )
+
+
+def mac_of(objects: Mapping[str, str], secret: bytes) -> str:
+    """The proof that who sent these objects knows a job's secret.
+
+    They are unpickled, and the endpoint of a local cluster takes events from everybody.
+    """
+    mac = hmac.new(secret, digestmod="sha256")
+    for name, data in objects.items():
+        mac.update(f"{len(name)}:{name}{len(data)}:{data}".encode())
+    return mac.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ COMMIT_BYTES = 16 * 1024 * 1024
 would be one script argument of gigabytes."""
 FETCH_SHARE = 8
 """Inputs are read ahead into this part of the function's memory, at most."""
+MOST_PARCELED = 64
+"""Tasks of a group whose inputs may go along with the event."""
 SPILL_LEAST = 0.1
 """As a share of the function's memory, what values have to take for it to help to forget them."""
 LEAST_PAUSE = 0.0005
@@ -244,6 +246,8 @@ class Incarnation:
         self._timer: asyncio.TimerHandle | None = None
         self._resident = 0
         self._invited: Sequence[tuple[int, int]] = ()
+        self._parcels: Sequence[Mapping[str, bytes]] = ()
+        self._carried: dict[str, bytes] = {}
         self._memory = Memory()
         self._spilled = -1
 
@@ -329,11 +333,12 @@ class Incarnation:
     async def _send(self, sequence: int, commit: Commit) -> None:
         told_so_far, memory = self._engine.told, self._memory.peak
         body = commit_body(commit, self._payloads, self._error, told_so_far, memory)
+        generation, inline = self._engine.generation, self._payloads
+        parcels = [self._parcel(group, inline) for group in commit.offers]
         # A result that was published in a commit that passed nothing is announced in a later one.
         kept = self._payloads if commit.stay is None else {}
         told = {task for task, _ in commit.publish} - commit.held
         self._payloads = {t: kept[t] for t in kept if t not in told}
-        generation = self._engine.generation
         started = time.monotonic()
         news: Mapping[str, Sequence[float]] = {}
         if commit.stay is not None:
@@ -347,8 +352,20 @@ class Incarnation:
         if len(body) < LEAST_METERED:
             self._saw("round_trip", now - started)
         self._invited = [self._policy.span_of(group) for group in commit.offers]
+        self._parcels = parcels
         self._policy.replied(self._engine, commit.offers, reply.accepted, now)
         self._engine.replied(reply)
+
+    def _parcel(self, group: Sequence[int], payloads: Mapping[int, Payload]) -> dict[str, bytes]:
+        """Small inputs of tasks that are offered, which save whoever takes them a round trip."""
+        found: dict[str, bytes] = {}
+        for task in group[:MOST_PARCELED]:
+            spec = self._engine.spec(task)
+            for number in spec.inputs if spec is not None else ():
+                payload = payloads.get(number)
+                if payload is not None and not payload.place:
+                    found[str(number)] = payload.inline
+        return found
 
     async def _invoke_children(self, sequence: int, offers: Sequence[int]) -> None:
         seen = remembered(self._policy.estimates, self._meter.costs)
@@ -358,7 +375,8 @@ class Incarnation:
             hints[name] = None
             if index < len(self._invited):
                 first, until = self._invited[index]
-                hints[name] = Hints(time.time(), first, until, seen=seen)
+                told = Hints(time.time(), first, until, seen=seen)
+                hints[name] = told.carrying(self._parcels[index], self._facts.secret)
         await self._invoke_all(hints)
 
     async def _invoke_all(self, executors: Mapping[str, Hints | None]) -> None:
@@ -411,6 +429,7 @@ class Incarnation:
         if costs is not None:
             self._meter.believe(costs)
         if hints is not None:
+            self._carried = hints.carried(facts.secret)
             heard, costs = recalled(hints.seen, LASTING)
             estimates |= heard
             if costs is not None:
@@ -522,9 +541,11 @@ class Incarnation:
         starts, edges = self._facts.starts, self._facts.edges
         wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
         missing = [index for index in wanted if anew or self._cache.block(index) is None]
-        frames = await self._store.get(
-            [block_name(i) for i in missing], [BLOCK_BYTES] * len(missing)
-        )
+        carried = {i: self._carried.pop(block_name(i), None) for i in missing}
+        asked = [i for i, frame in carried.items() if frame is None]
+        read = await self._store.get([block_name(i) for i in asked], [BLOCK_BYTES] * len(asked))
+        carried.update(zip(asked, read, strict=True))
+        frames = [carried[i] for i in missing]
         for index, frame in zip(missing, frames, strict=True):
             if frame is None:
                 self._fail(failure.input_lost([]))
@@ -571,7 +592,10 @@ class Incarnation:
         """Objects of the store, as (size, value), and those that it has lost."""
         started = time.monotonic()
         try:
-            frames = await self._store.read(objects) if objects else {}
+            carried = {n: self._carried.pop(str(n), None) for n in objects}
+            asked = [number for number, frame in carried.items() if frame is None]
+            frames = await self._store.read(asked) if asked else {}
+            frames |= {number: frame for number, frame in carried.items() if frame is not None}
         except BucketError as error:
             self._fail(failure.bucket_refused(str(error)))
             return {}, []

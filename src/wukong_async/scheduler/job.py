@@ -232,6 +232,7 @@ class Job:
             name: Hints(time.time(), first, until, alone=len(records) == 1)
             for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
         }
+        hints["0"] = hints["0"].carrying(upload.first, upload.secret)
         await self._watcher.invoke(list(hints), hints)
 
     def _lost_early(self) -> StoreLost:

@@ -10,6 +10,7 @@ is too large for one, and read by executors when it is a task's turn, as its inp
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,6 +24,7 @@ from wukong_async.compression import LZ4, NONE, Compression, mode_for
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
 from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
+from wukong_async.invocation import MOST_CARRIED
 from wukong_async.invoker import region_of
 from wukong_async.plan import Plan
 from wukong_async.policy import MOST_NAMES, Costs, first_groups, recalled
@@ -49,6 +51,9 @@ class Upload:
     """(literal, pointer), for `create`."""
     seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """What is remembered of such tasks, and of what sharing costs."""
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+    first: dict[str, bytes] = field(default_factory=dict)
+    """The first block by name, if it is small: it goes along with the first event."""
     _large: dict[Hashable, int] = field(default_factory=dict)
     """Key of a literal that is an object of its own → its number."""
     _apart: dict[Hashable, tuple[object, int]] = field(default_factory=dict)
@@ -92,6 +97,7 @@ class Upload:
             mode_for(settings.compression),
             self.bucket,
             settings.s3_limit,
+            self.secret,
         )
 
     @property
@@ -257,7 +263,10 @@ class Upload:
             start = first
             while True:
                 self._check(start, frame)
-                yield block_name(len(self.starts)), frame
+                name = block_name(len(self.starts))
+                if not self.starts and wire.size(frame) <= MOST_CARRIED:
+                    self.first = {name: wire.join(frame)}
+                yield name, frame
                 self.starts.append(start)
                 self.edges.append(self.plan.specs[start].first_edge)
                 start += count
