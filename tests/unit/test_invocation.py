@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import base64
 import json
+from dataclasses import replace
 
 import pytest
 
 from wukong_async.errors import InvocationError
-from wukong_async.invocation import Invocation, mismatch, versions
+from wukong_async.invocation import MOST_CARRIED, Hints, Invocation, mismatch, versions
 
 
 def test_an_event_survives_lambda() -> None:
@@ -40,3 +42,54 @@ def test_packages_that_a_graph_may_do_without_count_where_both_have_them() -> No
     mine = {**versions(), "numpy": "2.4"}
     assert mismatch(mine, {k: v for k, v in mine.items() if k != "numpy"}) is None
     assert mismatch(mine, {**mine, "numpy": "1.26"}) == "numpy: client 2.4, function 1.26"
+
+
+HINTS = Hints(1.5, 3, 9, alone=True, seen={"add": [1, 0.5, 8.0], "": [0.1, 0.1, 1e6, 0.1]})
+SECRET = b"0123456789abcdef"
+
+
+def test_hints_survive_as_an_event() -> None:
+    carrying = HINTS.carrying({"b0": b"\x01block", "12": bytes(100)}, SECRET)
+    invocation = Invocation("job", "0", hints=carrying)
+    read = Invocation.from_event(json.loads(invocation.to_json())).hints
+    assert read == carrying
+    assert read.carried(SECRET) == {"b0": b"\x01block", "12": bytes(100)}
+
+
+def test_what_somebody_else_has_sent_along_is_not_taken() -> None:
+    carrying = HINTS.carrying({"b0": b"\x01block"}, SECRET)
+    assert carrying.carried(b"another") == {}
+    forged = replace(carrying, objects={"b0": base64.b64encode(b"\x01forged").decode()})
+    assert forged.carried(SECRET) == {}
+    renamed = replace(carrying, objects={"b1": carrying.objects["b0"]})
+    assert renamed.carried(SECRET) == {}
+    assert HINTS.carried(SECRET) == {}
+
+
+def test_an_event_carries_what_it_has_room_for() -> None:
+    large = {"b0": bytes(MOST_CARRIED), "1": b"small", "2": bytes(MOST_CARRIED)}
+    assert set(HINTS.carrying(large, SECRET).objects) == {"b0"}
+    rest = {name: large[name] for name in ("1", "2")}
+    assert set(HINTS.carrying(rest, SECRET).objects) == {"1"}
+    event = Invocation("job", "0", hints=HINTS.carrying(large, SECRET)).to_json()
+    assert len(event) < 128 * 1024
+
+
+@pytest.mark.parametrize(
+    "hints",
+    [
+        None,
+        {},
+        [],
+        [1.5, 3],
+        ["late", 3, 9, True, {}, {}, ""],
+        [1.5, 3, 9, True, {"add": [1, "a", 2]}, {}, ""],
+        [1.5, 3, 9, True, {"add": [1, -2, 2]}, {}, ""],
+        [1.5, 3, 9, True, {"add": [1]}, {}, ""],
+        [1.5, 3, 9, True, {}, {"b0": 7}, ""],
+        [1.5, 3, 9, True, {}, {}, None],
+    ],
+)
+def test_hints_that_make_no_sense_are_let_alone(hints: object) -> None:
+    event = {**json.loads(Invocation("job", "0").to_json()), "hints": hints}
+    assert Invocation.from_event(event) == Invocation("job", "0")

@@ -1,0 +1,104 @@
+"""Executors share what is worth it, and hold what they have within bounds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask import delayed
+
+from tests.acceptance.functions import inc
+from wukong_async import LocalCluster, WukongClient
+from wukong_async.store import Connections, JobStore
+
+
+def meet(directory: str, me: str, other: str) -> str:
+    """Wait for another task that runs at the same time."""
+    Path(directory, me).touch()
+    while not Path(directory, other).exists():
+        time.sleep(0.002)
+    return me
+
+
+def meeting(tmp_path: Path) -> Any:
+    """Two tasks of which none ends before the other one has begun."""
+    names = [delayed(meet)(str(tmp_path), *pair) for pair in (("a", "b"), ("b", "a"))]
+    return delayed(sorted)(names)
+
+
+async def test_an_executor_gives_away_what_waits_too_long(
+    client: WukongClient, tmp_path: Path
+) -> None:
+    assert await client.compute(meeting(tmp_path)) == ["a", "b"]
+    assert client.history[-1].begins >= 2
+    assert client.history[-1].invocations == 1, "the client has started one"
+
+
+async def test_what_is_trivial_stays_with_one(client: WukongClient) -> None:
+    total = delayed(sum)([delayed(inc)(i) for i in range(50)])
+    for _ in range(2):  # The first time it may have to import something.
+        assert await client.compute(total) == sum(range(1, 51))
+    assert client.history[-1].begins == 1
+    assert client.history[-1].commits == 1
+
+
+async def test_what_is_remembered_decides_how_many_begin(
+    client: WukongClient, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    endpoints = cluster.settings["redis_endpoints"]
+    async with Connections(endpoints, 10) as connections:
+        seen = {"": [0.001, 0.001, 1e9, 0.001], "meet": [4, 0.5, 50.0]}
+        await JobStore(connections, "any").remember(seen)
+        assert await JobStore(connections, "other").recall(["", "meet", "unknown"]) == seen
+        assert await client.compute(meeting(tmp_path)) == ["a", "b"]
+        assert client.history[-1].invocations == 2
+        for key in await connections.command(0, "KEYS", "wukong:seen:*"):
+            assert 0 < await connections.command(0, "PTTL", key) <= 7 * 24 * 3600 * 1000
+            await connections.command(0, "DEL", key)
+
+
+async def test_one_invocation_for_each_leaf_and_edge(cluster: LocalCluster) -> None:
+    """How the Wukong paper does it."""
+    x = da.ones((60, 60), chunks=20)
+    expected = (x @ x.T).sum().compute(scheduler="synchronous")
+    async with WukongClient(cluster, leaf_batch=1, hold=0, max_concurrency=20) as client:
+        assert await client.compute((x @ x.T).sum()) == expected
+        assert client.history[-1].invocations > 2
+
+
+def filled(index: int) -> Any:
+    return np.full(20_000_000 // 8, float(index))
+
+
+def ends(first: Any, last: Any) -> float:
+    return float(first[0] + last[-1])
+
+
+def test_more_than_fits_into_the_memory() -> None:
+    """40 arrays of 20 MB, all of which are read first and last, by a function that has 400 MB."""
+    arrays = [delayed(filled)(i) for i in range(40)]
+    first = [delayed(ends)(arrays[i], arrays[i - 1]) for i in range(40)]
+    last = [delayed(ends)(arrays[i], arrays[-1 - i]) for i in range(40)]
+    total = delayed(sum)([delayed(sum)(first), *last])
+    expected = total.compute(scheduler="synchronous")
+    with LocalCluster(1, memory_size=400) as cluster, WukongClient(cluster) as client:
+        assert client.compute(total) == expected
+        summary = client.history[-1]
+        assert cluster.stats().out_of_memory == 0
+        assert summary.begins == 1
+        assert 200 < summary.executor_memory_mb < 400
+        assert summary.store_peak_bytes > 20_000_000, "what did not fit was there meanwhile"
+        assert summary.store_peak_bytes <= 40 * 20_000_400
+
+
+async def test_the_store_keeps_what_is_needed_and_no_more(cluster: LocalCluster) -> None:
+    """A chain of large values, each of which is needed by the next one only."""
+    x: Any = delayed(filled)(0)
+    for _ in range(10):
+        x = delayed(np.add)(x, 1.0)
+    async with WukongClient(cluster, leaf_batch=1, hold=0) as client:
+        assert await client.compute(delayed(ends)(x, x)) == 20.0
+        assert client.history[-1].store_peak_bytes <= 2 * 20_000_400
