@@ -28,9 +28,25 @@ class Backend:
 @contextlib.contextmanager
 def wukong() -> Iterator[Backend]:
     """Two sandboxes of a local cluster."""
-    with LocalCluster(WORKERS) as cluster, WukongClient(cluster, set_as_default=False) as client:
+    with _ours("wukong") as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def paper_mode() -> Iterator[Backend]:
+    """The same, with an executor for each leaf and each edge of a fan-out, while slots are free."""
+    with _ours("paper-mode", leaf_batch=1, hold=0) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def _ours(name: str, **settings: object) -> Iterator[Backend]:
+    with (
+        LocalCluster(WORKERS) as cluster,
+        WukongClient(cluster, set_as_default=False, **settings) as client,
+    ):
         yield Backend(
-            "wukong",
+            name,
             {"get": lambda x: x.compute(scheduler=client.get), "compute": client.compute},
             lambda run: counted(cluster, client, run),
         )
@@ -78,6 +94,7 @@ def dask_threads() -> Iterator[Backend]:
 
 BACKENDS = {
     "wukong": wukong,
+    "paper-mode": paper_mode,
     "distributed": distributed,
     "dask-sync": dask_sync,
     "dask-threads": dask_threads,
