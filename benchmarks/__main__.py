@@ -3,6 +3,7 @@
     python -m benchmarks list
     python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5 --json FILE
     python -m benchmarks run svd1 tsqr --counts    # what is sent and stored; no times
+    python -m benchmarks model              # the policy in simulated time, beside other rules
     python -m benchmarks fanout             # from which fan-out on the proxy pays
 
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
@@ -25,6 +26,7 @@ import gc
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -264,6 +266,24 @@ def _backends(text: str) -> list[str]:
     return names
 
 
+def _model(options: argparse.Namespace) -> int:
+    """The `model` command."""
+    if os.environ.get("PYTHONHASHSEED") != "0":  # See benchmarks/cases.py.
+        command = [sys.executable, *sys.orig_argv[1:]]
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        return subprocess.run(command, env=environment, check=False).returncode
+    from benchmarks import model
+    from benchmarks.cases import CASES
+
+    starts = tuple(options.cases)
+    chosen = [case for name, case in CASES.items() if not starts or name.startswith(starts)]
+    if not chosen:
+        print(f"No case begins like that. There are: {', '.join(CASES)}.", file=sys.stderr)
+        return 2
+    write(options, {}, model.run(chosen))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(
@@ -283,16 +303,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     runner.add_argument("--repeat", type=int, default=5, help="timed runs of each")
     runner.add_argument("--counts", action="store_true", help="count only; nothing is timed")
+    modelled = commands.add_parser("model", help="run the policy in the timing model")
+    modelled.add_argument("cases", nargs="*", metavar="CASE", help="names, or beginnings; all")
     fans = commands.add_parser("fanout", help="measure wide fan-outs of invocations")
     fans.add_argument("--repeat", type=int, default=3, help="processes of each")
     fans.add_argument("--events", type=int, nargs="+", default=fanout.FANOUTS, help="how many")
-    for command in (runner, fans):
+    for command in (runner, modelled, fans):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
     if options.command == "list":
         for workload in WORKLOADS.values():
             print(f"{workload.name:<10} {workload.about}")
         return 0
+    if options.command == "model":
+        return _model(options)
     if options.command == "fanout":
         write(options, {"repeat": options.repeat}, fanout.run(options.events, options.repeat))
         return 0

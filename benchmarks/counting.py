@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import dask
-
-from wukong_async import LocalCluster, WukongClient, graph, wire
+from benchmarks.shapes import tasks_of
+from wukong_async import LocalCluster, WukongClient, wire
 from wukong_async.plan import make_plan
 
 TIMEOUT = 60.0
@@ -77,16 +76,6 @@ class PerEdge:
     def commands(self) -> int:
         """Of the store."""
         return 2 * self.edges
-
-
-def tasks_of(collection: Any) -> graph.TaskGraph:
-    """The graph of a collection as the engine would read it."""
-    # As while a client is entered.
-    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
-        request = graph.request([collection], optimize_graph=True)
-        if request is None:
-            raise TypeError(f"{collection!r} is not a Dask collection")
-        return graph.ingest(request.graph, graph.flat(request.keys))
 
 
 def per_edge(collection: Any) -> PerEdge:
