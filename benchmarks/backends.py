@@ -13,6 +13,7 @@ from benchmarks.counting import Counts, counted
 from wukong_async import LocalCluster, WukongClient
 
 WORKERS = 2
+WIDE = 1000
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ def wukong() -> Iterator[Backend]:
 def paper_mode() -> Iterator[Backend]:
     """The same, with an executor for each leaf and each edge of a fan-out, while slots are free."""
     with _ours("paper-mode", leaf_batch=1, hold=0) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def paper_wide() -> Iterator[Backend]:
+    """The same with slots for all of them, as on AWS: those that have no sandbox wait for one."""
+    with _ours("paper-wide", leaf_batch=1, hold=0, max_concurrency=WIDE) as backend:
         yield backend
 
 
@@ -95,6 +103,7 @@ def dask_threads() -> Iterator[Backend]:
 BACKENDS = {
     "wukong": wukong,
     "paper-mode": paper_mode,
+    "paper-wide": paper_wide,
     "distributed": distributed,
     "dask-sync": dask_sync,
     "dask-threads": dask_threads,
