@@ -2,6 +2,8 @@
 
     python -m benchmarks list
     python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5 --json FILE
+    python -m benchmarks run svd1 tsqr --counts    # what is sent and stored; no times
+    python -m benchmarks model              # the policy in simulated time, beside other rules
     python -m benchmarks fanout             # from which fan-out on the proxy pays
     python -m benchmarks copies                 # memory and speed of moving large values
 
@@ -25,6 +27,7 @@ import gc
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -34,9 +37,11 @@ from typing import Any
 
 from benchmarks import copies, fanout
 from benchmarks.backends import BACKENDS, WORKERS, Backend
-from benchmarks.counting import Counts
+from benchmarks.counting import Counts, per_edge
 from benchmarks.workloads import WORKLOADS, Workload
 
+TIMED = ["wukong", "distributed"]
+COUNTED = ["wukong", "paper-mode"]
 PACKAGES = ("wukong-async", "dask", "distributed", "numpy")
 HEAD = (
     "workload",
@@ -55,6 +60,21 @@ HEAD = (
     "kB out",
 )
 ROW = "{:<10} {:<13} {:<8} {:>8} {:>8} {:>8} {:>14} {:>7} {:>6} {:>7} {:>7} {:>8} {:>9} {:>9}"
+
+
+COUNTS_HEAD = (
+    "workload",
+    "backend",
+    "correct",
+    "tasks",
+    "invoked",
+    "commits",
+    "commands",
+    "kB in",
+    "kB out",
+    "billed ms",
+)
+COUNTS_ROW = "{:<10} {:<13} {:>7} {:>6} {:>7} {:>7} {:>8} {:>10} {:>10} {:>9}"
 
 
 @dataclasses.dataclass
@@ -146,11 +166,61 @@ def show(workload: str, measured: Sequence[Measured]) -> None:
         )
 
 
+def count(workload: Workload, backends: Sequence[Backend]) -> list[dict[str, Any]]:
+    """Check, then count, and what one write and one read for each edge of the graph would be."""
+    expected = workload.make().compute(scheduler="synchronous")
+    rows: list[dict[str, Any]] = []
+    for backend in backends:
+        if backend.count is None:
+            continue
+        call = backend.entries["compute"]
+        correct = _same(call(workload.make()), expected)
+        counts = backend.count(lambda call=call: call(workload.make()))  # type: ignore[misc]
+        row = {"workload": workload.name, "backend": backend.name, "correct": correct}
+        rows.append({**row, **dataclasses.asdict(counts)})
+        show_counts(rows[-1])
+    edges = per_edge(workload.make())
+    rows.append(
+        {
+            "workload": workload.name,
+            "backend": "per-edge",
+            "tasks": edges.tasks,
+            "store_commands": edges.commands,
+            "store_bytes_in": edges.bytes,
+            "store_bytes_out": edges.bytes,
+        }
+    )
+    show_counts(rows[-1])
+    return rows
+
+
+def show_counts(row: dict[str, Any]) -> None:
+    """A row of counts."""
+    print(
+        COUNTS_ROW.format(
+            row["workload"],
+            row["backend"],
+            str(row.get("correct", "-")).lower(),
+            *(row.get(n, "-") for n in ("tasks", "invocations", "commits", "store_commands")),
+            *(f"{row[name] / 1000:.1f}" for name in ("store_bytes_in", "store_bytes_out")),
+            row.get("billed_ms", "-"),
+        ),
+        flush=True,
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """The `run` command."""
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        backends = [stack.enter_context(BACKENDS[name]()) for name in options.backend]
+        names = options.backend or (COUNTED if options.counts else TIMED)
+        backends = [stack.enter_context(BACKENDS[name]()) for name in names]
+        if options.counts:
+            print(COUNTS_ROW.format(*COUNTS_HEAD))
+            for name in options.workloads:
+                rows += count(WORKLOADS[name], backends)
+            write(options, {"workers": WORKERS, "blas_threads": 1}, rows)
+            return 0 if all(row.get("correct", True) for row in rows) else 1
         print(ROW.format(*HEAD))
         for name in options.workloads:
             measured = measure(WORKLOADS[name], backends, options.repeat)
@@ -197,6 +267,24 @@ def _backends(text: str) -> list[str]:
     return names
 
 
+def _model(options: argparse.Namespace) -> int:
+    """The `model` command."""
+    if os.environ.get("PYTHONHASHSEED") != "0":  # See benchmarks/cases.py.
+        command = [sys.executable, *sys.orig_argv[1:]]
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        return subprocess.run(command, env=environment, check=False).returncode
+    from benchmarks import model
+    from benchmarks.cases import CASES
+
+    starts = tuple(options.cases)
+    chosen = [case for name, case in CASES.items() if not starts or name.startswith(starts)]
+    if not chosen:
+        print(f"No case begins like that. There are: {', '.join(CASES)}.", file=sys.stderr)
+        return 2
+    write(options, {}, model.run(chosen))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(
@@ -211,14 +299,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner.add_argument(
         "--backend",
         type=_backends,
-        default=["wukong", "distributed"],
-        help=f"comma-separated: {', '.join(BACKENDS)}",
+        help=f"comma-separated: {', '.join(BACKENDS)}; default: {','.join(TIMED)},"
+        f" or {','.join(COUNTED)} with --counts",
     )
     runner.add_argument("--repeat", type=int, default=5, help="timed runs of each")
+    runner.add_argument("--counts", action="store_true", help="count only; nothing is timed")
+    modelled = commands.add_parser("model", help="run the policy in the timing model")
+    modelled.add_argument("cases", nargs="*", metavar="CASE", help="names, or beginnings; all")
     fans = commands.add_parser("fanout", help="measure wide fan-outs of invocations")
     fans.add_argument("--repeat", type=int, default=3, help="processes of each")
     fans.add_argument("--events", type=int, nargs="+", default=fanout.FANOUTS, help="how many")
-    for command in (runner, fans):
+    for command in (runner, modelled, fans):
         command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     mover = commands.add_parser("copies", help="measure what it costs to move large values")
     mover.add_argument("--repeat", type=int, default=5, help="the best of so many runs counts")
@@ -229,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for workload in WORKLOADS.values():
             print(f"{workload.name:<10} {workload.about}")
         return 0
+    if options.command == "model":
+        return _model(options)
     if options.command == "fanout":
         write(options, {"repeat": options.repeat}, fanout.run(options.events, options.repeat))
         return 0

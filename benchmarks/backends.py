@@ -13,6 +13,7 @@ from benchmarks.counting import Counts, counted
 from wukong_async import LocalCluster, WukongClient
 
 WORKERS = 2
+WIDE = 1000
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,32 @@ class Backend:
 @contextlib.contextmanager
 def wukong() -> Iterator[Backend]:
     """Two sandboxes of a local cluster."""
-    with LocalCluster(WORKERS) as cluster, WukongClient(cluster, set_as_default=False) as client:
+    with _ours("wukong") as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def paper_mode() -> Iterator[Backend]:
+    """The same, with an executor for each leaf and each edge of a fan-out, while slots are free."""
+    with _ours("paper-mode", leaf_batch=1, hold=0) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def paper_wide() -> Iterator[Backend]:
+    """The same with slots for all of them, as on AWS: those that have no sandbox wait for one."""
+    with _ours("paper-wide", leaf_batch=1, hold=0, max_concurrency=WIDE) as backend:
+        yield backend
+
+
+@contextlib.contextmanager
+def _ours(name: str, **settings: object) -> Iterator[Backend]:
+    with (
+        LocalCluster(WORKERS) as cluster,
+        WukongClient(cluster, set_as_default=False, **settings) as client,
+    ):
         yield Backend(
-            "wukong",
+            name,
             {"get": lambda x: x.compute(scheduler=client.get), "compute": client.compute},
             lambda run: counted(cluster, client, run),
         )
@@ -78,6 +102,8 @@ def dask_threads() -> Iterator[Backend]:
 
 BACKENDS = {
     "wukong": wukong,
+    "paper-mode": paper_mode,
+    "paper-wide": paper_wide,
     "distributed": distributed,
     "dask-sync": dask_sync,
     "dask-threads": dask_threads,

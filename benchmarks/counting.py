@@ -2,6 +2,8 @@
 
 Commands are what clients have sent, read off the server's MONITOR stream, which marks what scripts
 have run; bytes are the server's own count of another run, since MONITOR is traffic itself.
+
+Beside them, `per_edge` says what it would take if each task read each of its inputs from a store.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from wukong_async import LocalCluster, WukongClient
+from benchmarks.shapes import tasks_of
+from wukong_async import LocalCluster, WukongClient, wire
+from wukong_async.plan import make_plan
 
 TIMEOUT = 60.0
 
@@ -57,6 +61,42 @@ def counted(cluster: LocalCluster, client: WukongClient, run: Callable[[], Any])
         store_peak_bytes=after.store_bytes_peak,
         billed_ms=after.billed_ms - before.billed_ms,
     )
+
+
+@dataclass(frozen=True)
+class PerEdge:
+    """What a graph takes with one write and one read for each edge, computed and not run."""
+
+    tasks: int
+    edges: int
+    bytes: int
+    """Of the outputs, pickled, each as often as it has an edge: written, and read as well."""
+
+    @property
+    def commands(self) -> int:
+        """Of the store."""
+        return 2 * self.edges
+
+
+def per_edge(collection: Any) -> PerEdge:
+    """Run the graph of a collection here, in order, and weigh what would travel along its edges.
+
+    Not the public API: the graph and the frames have to be those of the engine.
+    """
+    tasks = tasks_of(collection)
+    plan = make_plan(tasks.dependencies(), [k for k in tasks.outputs.values() if k in tasks.nodes])
+    values = dict(tasks.literals)
+    weight = 0
+    last = {d: spec.number for spec in plan.specs for d in spec.inputs}
+    for key, spec in zip(plan.keys, plan.specs, strict=True):
+        value = tasks.nodes[key]({n: values[source] for n, source in tasks.sources[key].items()})
+        if spec.consumers:
+            values[key] = value
+            weight += len(spec.consumers) * wire.size(wire.dumps(value))
+        for d in spec.inputs:
+            if last[d] == spec.number:
+                del values[plan.keys[d]]
+    return PerEdge(len(plan), sum(len(spec.inputs) for spec in plan.specs), weight)
 
 
 @contextlib.contextmanager

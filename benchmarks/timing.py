@@ -14,11 +14,16 @@ import math
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from operator import itemgetter
+from typing import TypeAlias
+
+from benchmarks.shapes import Key, Shape
 
 # The one model of the store that there is; a differential test holds it to the scripts.
 from tests.simulation.model import ModelStore
+from wukong_async.blocks import name_of
 from wukong_async.engine import (
     Action,
     Begin,
@@ -37,13 +42,31 @@ from wukong_async.engine import (
     Step,
 )
 from wukong_async.plan import Plan, make_plan
-from wukong_async.policy import Costs, Estimate, Policy, Running, first_groups
+from wukong_async.policy import (
+    Costs,
+    Estimate,
+    Meter,
+    Policy,
+    Running,
+    first_groups,
+    news_of,
+    recalled,
+)
 from wukong_async.protocol import Commit, JobState, Payload, Reply, TaskSpec, child_name
 from wukong_async.store import NewJob, commit_body
 
 INLINE = 16 * 1024
 OVERHEAD = 2e-6
 """Seconds that a task takes beyond its own."""
+SMALL = 100.0
+"""Bytes of what is hardly anything."""
+PIECES = 8
+"""Readers of a task that make each of them read a piece of it."""
+
+Figures: TypeAlias = float | Mapping[str, float] | Callable[[Key], float]
+"""Of all tasks; or by name, where `name>reader` says more (whose outputs tasks called `reader`
+read), and so does `name*` (which take a piece of what many read); or by key."""
+Fused: TypeAlias = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
@@ -56,29 +79,73 @@ class Place:
 
 
 AWS = Place("aws", Costs(start=0.05, round_trip=0.001, bandwidth=100e6, invoke=0.00025), 1000)
+COLD = replace(AWS, name="cold", costs=replace(AWS.costs, start=0.25))
 LOCAL = Place("local", Costs(start=0.002, round_trip=0.0001, bandwidth=1e9, invoke=0.001), 2)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A graph with what its tasks take."""
+    """A graph, with what its tasks take and make."""
 
     name: str
-    dependencies: Mapping[str, Sequence[str]]
-    outputs: Sequence[str]
-    seconds: Callable[[str], float]
-    size: Callable[[str], float]
+    shape: Callable[[], Shape]
+    takes: Figures
+    """Seconds of each task."""
+    makes: Figures = SMALL
+    """Bytes of each output."""
     place: Place = AWS
-    blind: bool = True
-    """Whether the names of its tasks have never been seen."""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of the graph, with the names of its tasks."""
+        shape = self.shape()
+        plan = make_plan(shape.dependencies, shape.outputs)
+        named = [s._replace(name=name_of(k)) for s, k in zip(plan.specs, plan.keys, strict=True)]
+        return replace(plan, specs=named)
+
+    @cached_property
+    def seconds(self) -> list[float]:
+        """Of each task, by number."""
+        return _figures(self.takes, self.plan, sum)
+
+    @cached_property
+    def sizes(self) -> list[float]:
+        """Bytes of each output, by number."""
+        return _figures(self.makes, self.plan, itemgetter(-1))
 
 
-def name_of(key: str) -> str:
-    """Tasks are called `name-…`."""
-    return key.partition("-")[0]
+def _figures(figures: Figures, plan: Plan, fused: Fused) -> list[float]:
+    if callable(figures):
+        return [figures(key) for key in plan.keys]
+    if isinstance(figures, Mapping):
+        return [_figure(figures, plan.specs, spec, fused) for spec in plan.specs]
+    return [figures] * len(plan)
 
 
-@dataclass
+def _figure(
+    figures: Mapping[str, float], specs: Sequence[TaskSpec], spec: TaskSpec, fused: Fused
+) -> float:
+    """The most particular one that there is.
+
+    Tasks that Dask has fused are called after all of them: what they take and make follows.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    """
+    consumer = specs[spec.consumers[0]].name if spec.consumers else ""
+    piece = any(len(specs[d].consumers) >= PIECES for d in spec.inputs)
+    for label in (f"{spec.name}*" if piece else "", f"{spec.name}>{consumer}", spec.name):
+        if label in figures:
+            return figures[label]
+    parts = [figures[part] for part in spec.name.split("-") if part in figures]
+    if not parts:
+        raise KeyError(spec.name)
+    return fused(parts)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run took."""
 
@@ -95,45 +162,60 @@ class Outcome:
 
 
 class World:
-    """Runs one case."""
+    """Runs one case.
 
-    def __init__(self, case: Case, *, hold: float | None = None, leaf_batch: int | None = None):
+    Parameters
+    ----------
+    known
+        Whether an earlier job has left what is worth remembering.
+    hold, leaf_batch
+        As in the settings.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        *,
+        known: bool = False,
+        hold: float | None = None,
+        leaf_batch: int | None = None,
+    ) -> None:
         self.case = case
         self.hold = hold
-        self.plan: Plan = make_plan(case.dependencies, case.outputs)
-        self.specs = [
-            spec._replace(name=name_of(key))
-            for spec, key in zip(self.plan.specs, self.plan.keys, strict=True)
-        ]
-        self.seconds = [case.seconds(key) for key in self.plan.keys]
-        self.sizes = [case.size(key) for key in self.plan.keys]
         self.now = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
         self.store = ModelStore(lambda: self.now)
         self.done: float | None = None
         self.starts = 0
         self.cost = 0.0
         self.moved = 0.0
         self.idle = 0.0
-        self.estimates = {} if case.blind else known(case, self.plan)
-        each = [self.estimates.get(spec.name) for spec in self.specs] if self.estimates else []
-        self.groups = first_groups(
-            self.plan.specs, each, case.place.costs, case.place.slots, leaf_batch
-        )
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._estimates = remembered_of(case) if known else {}
+        specs, place = case.plan.specs, case.place
+        each = [self._estimates.get(spec.name) for spec in specs] if known else []
+        self._groups = first_groups(specs, each, place.costs, place.slots, leaf_batch)
 
     def after(self, delay: float, event: Callable[[], None]) -> None:
+        """Let something happen in so many seconds."""
         heapq.heappush(self._events, (self.now + delay, next(self._order), event))
 
     def run(self) -> Outcome:
-        place = self.case.place
+        """Run until nothing happens any more.
+
+        Raises
+        ------
+        RuntimeError
+            If the job has not ended then.
+        """
+        case, groups = self.case, self._groups
         self.store.open()
         self.store.create(
             NewJob(
-                tasks=len(self.plan),
-                want=len(self.plan.requested),
+                tasks=len(case.plan),
+                want=len(case.plan.requested),
                 channel="",
-                slots=place.slots,
+                slots=case.place.slots,
                 lease=1e9,
                 grace=1e9,
                 attempts=3,
@@ -141,20 +223,19 @@ class World:
                 ttl=1e9,
                 facts=b"",
                 values=(),
-                records=[(str(i), group) for i, group in enumerate(self.groups)],
+                records=[(str(i), group) for i, group in enumerate(groups)],
             )
         )
-        ends = [group[0] for group in self.groups[1:]] + [len(self.plan)]
-        for index, (group, until) in enumerate(zip(self.groups, ends, strict=True)):
-            first = 0 if index == 0 else group[0]
-            alone = len(self.groups) == 1
-            self.invoke(str(index), index, (first, until), self.estimates, alone=alone)
+        ends = [group[0] for group in groups[1:]] + [len(case.plan)]
+        for index, (group, until) in enumerate(zip(groups, ends, strict=True)):
+            span = (0 if index == 0 else group[0], until)
+            self.invoke(str(index), index, span, self._estimates, alone=len(groups) == 1)
         while self._events:
             self.now, _, event = heapq.heappop(self._events)
             event()
         job = self.store.job
         if job is None or job.state is not JobState.DONE or self.done is None:
-            raise RuntimeError(f"{self.case.name}: the job has not ended")
+            raise RuntimeError(f"{case.name}: the job has not ended")
         return Outcome(self.done, self.cost, self.starts, job.commits, self.moved, self.idle)
 
     def invoke(
@@ -174,14 +255,14 @@ class World:
         self.after((index + 1) * costs.invoke + costs.start, executor.begin)
 
 
-def known(case: Case, plan: Plan) -> dict[str, Estimate]:
-    """What is known of a case that has been computed before."""
+def remembered_of(case: Case) -> dict[str, Estimate]:
+    """What jobs know of such tasks after one has run."""
     estimates: dict[str, Estimate] = {}
-    for key in plan.keys:
-        estimates.setdefault(name_of(key), Estimate()).saw(case.seconds(key), case.size(key))
-    for name, estimate in estimates.items():
-        estimate.count = sum(name_of(key) == name for key in plan.keys)
-    return estimates
+    for spec, seconds, size in zip(case.plan.specs, case.seconds, case.sizes, strict=True):
+        estimates.setdefault(spec.name, Estimate()).saw(seconds, size)
+    meter = Meter()
+    meter.believe(case.place.costs)
+    return recalled(news_of(estimates, meter, {}))[0]
 
 
 @dataclass
@@ -218,10 +299,11 @@ class Executor:
         self.engine = Engine(self.policy, run_seconds=costs.start / 2)
 
     def begin(self) -> None:
+        """The event has arrived."""
         self.begun_at = self.world.now
-        self.step()
+        self._step()
 
-    def ask(self, answered: Callable[[], None], size: float = 0.0) -> None:
+    def _ask(self, answered: Callable[[], None], size: float = 0.0) -> None:
         """A request, with so many bytes."""
         costs = self.world.case.place.costs
         self.waiting += 1
@@ -232,11 +314,12 @@ class Executor:
             self.waiting -= 1
             if self.alive:
                 answered()
-                self.step()
+                self._step()
 
         self.world.after(self.link - self.world.now + costs.round_trip, arrive)
 
-    def running(self) -> Running | None:
+    def _running(self) -> Running | None:
+        """What the thread does now."""
         if not self.steps:
             return None
         world = self.world
@@ -244,16 +327,17 @@ class Executor:
         since = self.ends[index - 1] if index else self.since
         task = self.steps[index].task
         share = (world.now - since) / max(self.ends[index] - since, 1e-9)
-        return Running(task, since, world.sizes[task] * min(1.0, share))
+        return Running(task, since, world.case.sizes[task] * min(1.0, share))
 
-    def step(self) -> None:
+    def _step(self) -> None:
+        """Ask policy and engine, until they have nothing more to say."""
         world = self.world
         if self.resting is not None:
             world.idle += world.now - self.resting
             self.resting = None
         while self.alive:
             if self.engine.state is State.WORK:
-                sharing = self.policy.look(self.engine, world.now, self.running())
+                sharing = self.policy.look(self.engine, world.now, self._running())
                 if sharing is not None:
                     if sharing.ask:
                         self.engine.ask()
@@ -261,7 +345,7 @@ class Executor:
                         self.engine.share(sharing.arrive, sharing.probe, sharing.offers)
             actions = self.engine.next_actions()
             for action in actions:
-                self.perform(action)
+                self._perform(action)
             if not actions:
                 break
         if not self.alive:
@@ -271,33 +355,34 @@ class Executor:
         again = self.policy.again
         if world.now < again < self.timer:
             self.timer = again
-            world.after(again - world.now, partial(self.ring, again))
+            world.after(again - world.now, partial(self._ring, again))
 
-    def ring(self, when: float) -> None:
+    def _ring(self, when: float) -> None:
+        """It is time for another look, unless there is to be one earlier."""
         if when == self.timer:
             self.timer = math.inf
             if self.alive:
-                self.step()
+                self._step()
 
-    def perform(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:
         world, engine = self.world, self.engine
         match action:
             case Begin():
-                self.ask(lambda: engine.begun(world.store.begin(self.name, self.name)))
+                self._ask(lambda: engine.begun(world.store.begin(self.name, self.name)))
             case Load(tasks):
-                self.ask(lambda: engine.loaded([world.specs[t] for t in tasks]))
+                self._ask(lambda: engine.loaded([world.case.plan.specs[t] for t in tasks]))
             case Fetch(objects):
-                self.ask(partial(self.looked, objects))
+                self._ask(partial(self._fetch, objects))
             case Run(steps):
-                self.run(steps)
+                self._run(steps)
             case Publish(tasks):
-                size = sum(world.sizes[t] for t in tasks if world.sizes[t] > INLINE)
+                size = sum(world.case.sizes[t] for t in tasks if world.case.sizes[t] > INLINE)
                 if size:
-                    self.ask(engine.published, size)
+                    self._ask(engine.published, size)
                 else:
                     engine.published()
             case Send(sequence, commit):
-                self.send(sequence, commit)
+                self._send(sequence, commit)
             case Invoke(sequence, offers):
                 for index, offer in enumerate(offers):
                     child = child_name(self.name, sequence, offer)
@@ -311,36 +396,39 @@ class Executor:
             case InvokeAgain():
                 raise AssertionError("nobody hands over")
 
-    def looked(self, objects: Sequence[int]) -> None:
-        sizes = {n: self.world.sizes[n] for n in objects}
+    def _fetch(self, objects: Sequence[int]) -> None:
+        """Read inputs; small ones are in the answer to the commit."""
+        sizes = {n: self.world.case.sizes[n] for n in objects}
         large = sum(size for size in sizes.values() if size > INLINE)
         fetched = partial(self.engine.fetched, {n: int(s) for n, s in sizes.items()})
         if large:
-            self.ask(fetched, large)
+            self._ask(fetched, large)
         else:
             fetched()
 
-    def run(self, steps: Sequence[Step]) -> None:
+    def _run(self, steps: Sequence[Step]) -> None:
         world = self.world
         self.steps, self.since = steps, world.now
         times = itertools.accumulate(
-            (world.seconds[s.task] + OVERHEAD for s in steps), initial=world.now
+            (world.case.seconds[s.task] + OVERHEAD for s in steps), initial=world.now
         )
         self.ends = list(times)[1:]
 
         def ran() -> None:
             self.steps = ()
             self.engine.ran()
-            seen = [(s.task, world.seconds[s.task], world.sizes[s.task]) for s in steps]
+            seen = [(s.task, world.case.seconds[s.task], world.case.sizes[s.task]) for s in steps]
             self.policy.ran(self.engine, seen, world.now)
-            self.step()
+            self._step()
 
         world.after(self.ends[-1] - world.now, ran)
 
-    def send(self, sequence: int, commit: Commit) -> None:
+    def _send(self, sequence: int, commit: Commit) -> None:
         world = self.world
         payloads = {
-            task: Payload(b"", f"{world.sizes[task]:.0f}:1:w" if world.sizes[task] > INLINE else "")
+            task: Payload(
+                b"", f"{size:.0f}:1:w" if (size := world.case.sizes[task]) > INLINE else ""
+            )
             for task in {*(t for t, _ in commit.publish), *commit.results}
         }
         body = commit_body(commit, payloads, b"", self.engine.told)
@@ -359,59 +447,4 @@ class Executor:
                 world.done = world.now
 
         self.world.after(world.case.place.costs.round_trip / 2, arrive)
-        self.ask(replied)
-
-
-def clairvoyant(case: Case) -> float:
-    """Seconds of the best schedule found by whoever knows everything.
-
-    List scheduling by upward rank on k executors that are all started at once, for several k; each
-    task goes where it ends first. What is moved takes a round trip, and the bytes twice.
-    """
-    plan = make_plan(case.dependencies, case.outputs)
-    costs = case.place.costs
-    seconds = [case.seconds(key) + OVERHEAD for key in plan.keys]
-    moving = [
-        costs.round_trip + (2 * s / costs.bandwidth if (s := case.size(k)) > INLINE else 0.0)
-        for k in plan.keys
-    ]
-    rank = [0.0] * len(plan)
-    for spec in reversed(plan.specs):
-        rank[spec.number] = seconds[spec.number] + max(
-            (rank[c] for c in spec.consumers), default=0.0
-        )
-    order = sorted(range(len(plan)), key=lambda n: (-rank[n], n))
-    best = math.inf
-    count = 1
-    while True:
-        best = min(best, _listed(plan.specs, order, seconds, moving, count, costs.start))
-        if count >= min(case.place.slots, len(plan)):
-            return best + costs.round_trip
-        count = min(count * 2, case.place.slots)
-
-
-def _listed(
-    specs: Sequence[TaskSpec],
-    order: Sequence[int],
-    seconds: Sequence[float],
-    moving: Sequence[float],
-    count: int,
-    start: float,
-) -> float:
-    free = [start] * count
-    heap = [(start, m) for m in range(count)]
-    end: dict[int, float] = {}
-    where: dict[int, int] = {}
-    for number in order:
-        inputs = specs[number].inputs
-        while heap[0][0] != free[heap[0][1]]:
-            heapq.heapreplace(heap, (free[heap[0][1]], heap[0][1]))
-        best = (math.inf, 0)
-        for m in dict.fromkeys((*[where[d] for d in inputs[:8]], heap[0][1])):
-            ready = max(
-                (end[d] + (0.0 if where[d] == m else moving[d]) for d in inputs), default=0.0
-            )
-            best = min(best, (max(ready, free[m]) + seconds[number], m))
-        end[number], where[number] = best
-        free[best[1]] = best[0]
-    return max(end.values())
+        self._ask(replied)

@@ -40,6 +40,8 @@ SHARED, LEAST_SPARE = 0.9, 1
 the most for what they bring."""
 PAYS = 0.9
 """A group has to be worth so much of its price (W3)."""
+FEW = 8
+"""Groups whose number is tried one by one."""
 LOOK_MOST = 2048
 """Tasks of the plan that one look takes in; the rest is taken to be like them."""
 LOOK_SHARE = 0.05
@@ -265,6 +267,8 @@ class Policy:
         self._next_ask = 0.0
         self._learning = False
         """Whether a look waits for blocks of the plan; meanwhile Runs are short."""
+        self._near: Mapping[int, float] = {}
+        """What can be run without anybody else, as far as the last look has seen."""
         self._queued = 0
         """Ready tasks at the last look for work to give away."""
 
@@ -294,7 +298,11 @@ class Policy:
         recently = self._looked - SMALL_TRIPS * self.costs.round_trip
         large = {c for c, edges in pending.items() if any(self._is_large(d) for _, d in edges)}
         probe = [c for c in large if self._probed.get(c, -1.0) < recently]
-        sizes = {c: sum(self._sizes.get(d, 0.0) for _, d in edges) for c, edges in pending.items()}
+        # By what they are made of, since of what is small there may be many.
+        sizes = {
+            c: max((self._sizes.get(d, 0.0) for _, d in edges), default=0.0)
+            for c, edges in pending.items()
+        }
         most = max(sizes.values(), default=0.0)
         first: list[int] = []
         if most > LAST_BYTES:
@@ -357,8 +365,10 @@ class Policy:
         surge = engine.queued > 2 * self._queued
         if now < self._next_offer and not surge:
             self.again = min(self.again, self._next_offer)
+        elif self._slots == 1:
+            """There is nobody to share with."""
         elif self._hold is not None:
-            groups = self._one_by_one(engine, now, self._hold)
+            groups, ask = self._one_by_one(engine, now, self._hold)
         else:
             groups, ask = self._groups(engine, now, running)
         if not (arrive or probe or groups or ask):
@@ -485,7 +495,7 @@ class Policy:
 
     def _one_by_one(
         self, engine: Engine, now: float, hold: float
-    ) -> list[tuple[Sequence[int], int]]:
+    ) -> tuple[list[tuple[Sequence[int], int]], bool]:
         """Each task that has waited for as long, but for the next one, for somebody else."""
         queue = engine.offerable()
         self._ready = {task: self._ready.get(task, now) for task in queue}
@@ -495,9 +505,12 @@ class Policy:
             self.again = min(
                 self.again, min(s for s in self._ready.values() if s + hold > now) + hold
             )
-        if engine.free <= 0 and waited:
-            self.again = min(self.again, now + ASK_STARTS * self.costs.start)
-        return [((task,), task + 1) for task in waited[-engine.free :] if engine.free > 0]
+        if engine.free > 0 or not waited:
+            return [((task,), task + 1) for task in waited[-max(engine.free, 1) :]], False
+        if ask := now >= self._next_ask:
+            self._next_ask = now + ASK_STARTS * self.costs.start * (1 + self._jitter)
+        self.again = min(self.again, self._next_ask)
+        return [], ask
 
     def _groups(
         self, engine: Engine, now: float, running: Running | None
@@ -517,6 +530,7 @@ class Policy:
         if self._learning:
             return [], False
         work, own = self._work(engine, queue, scan, now, running)
+        self._near = work
         stay = {task for task in queue if self._stays(engine, task, work)}
         total = sum(own.values())
         most = SHARED * total / start - LEAST_SPARE
@@ -536,7 +550,8 @@ class Policy:
             paid = [g for g in groups if self._pays(engine, g, work, own, scan)]
             if len(paid) == len(groups):
                 return [(group, until) for group, until in paid], False
-            count //= 2
+            # The price does not grow with the number: fewer groups are larger ones.
+            count = count - 1 if count < FEW else count * 3 // 4
         return [], False
 
     def _stays(self, engine: Engine, task: int, work: Mapping[int, float]) -> bool:
@@ -589,9 +604,13 @@ class Policy:
         sources: dict[int, int] = {}
         for number in range(queue[0], scan):
             spec = engine.spec(number)
-            if spec is None or engine.is_scheduled(number) or self._was_given(number):
+            if spec is None or engine.is_scheduled(number):
                 continue
             ready = number in queued
+            # What was given away may have come back, and what follows it with it.
+            back = ready or any(d in work and self._was_given(d) for d in spec.inputs)
+            if not back and self._was_given(number):
+                continue
             if ready:
                 last[number], sources[number] = number, 1
             else:
@@ -757,10 +776,18 @@ class Policy:
         for consumer in spec.consumers:
             if consumer in own:
                 continue
-            others = [engine.spec(d) for d in self._inputs(engine, consumer) if d != spec.number]
+            inputs = self._inputs(engine, consumer)
+            if any(self._is_far(engine, d) for d in inputs if d != spec.number):
+                return True  # Whoever has made this one will have gone before that is made.
+            others = [engine.spec(d) for d in inputs if d != spec.number]
             if not others or any(o is None or self._size(engine, o) >= size for o in others):
                 return True
         return False
+
+    def _is_far(self, engine: Engine, task: int) -> bool:
+        """Whether an output has to wait for what is not here now."""
+        here = engine.is_scheduled(task) or engine.is_here(task) or engine.is_published(task)
+        return not here and task not in self._near
 
     @staticmethod
     def _inputs(engine: Engine, task: int) -> tuple[int, ...]:
