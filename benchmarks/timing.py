@@ -51,11 +51,14 @@ from wukong_async.policy import (
     first_groups,
     news_of,
     recalled,
+    waited_in,
 )
 from wukong_async.protocol import Commit, JobState, Payload, Reply, TaskSpec, child_name
 from wukong_async.store import NewJob, commit_body
 
 INLINE = 16 * 1024
+TRIPS = 3
+"""Requests of an executor before its first task."""
 OVERHEAD = 2e-6
 """Seconds that a task takes beyond its own."""
 SMALL = 100.0
@@ -246,12 +249,14 @@ class World:
         estimates: Mapping[str, Estimate],
         *,
         alone: bool = False,
+        waited: Mapping[str, float] | None = None,
+        room: int | None = None,
     ) -> None:
         """The `index`-th of several events is sent."""
         costs = self.case.place.costs
         self.starts += 1
         seen = {n: Estimate(e.count, e.seconds, e.size) for n, e in estimates.items()}
-        executor = Executor(self, name, span, seen, alone=alone)
+        executor = Executor(self, name, span, seen, alone=alone, waited=waited, room=room)
         self.after((index + 1) * costs.invoke + costs.start, executor.begin)
 
 
@@ -274,6 +279,8 @@ class Executor:
     span: tuple[int, int]
     estimates: dict[str, Estimate]
     alone: bool = False
+    waited: Mapping[str, float] | None = None
+    room: int | None = None
     steps: Sequence[Step] = ()
     ends: list[float] = field(default_factory=list)
     since: float = 0.0
@@ -285,7 +292,9 @@ class Executor:
     timer: float = math.inf
 
     def __post_init__(self) -> None:
-        costs = self.world.case.place.costs
+        place = self.world.case.place.costs
+        # As an executor measures it: up to its first task, with the record, a block and an input.
+        costs = replace(place, start=place.start + TRIPS * place.round_trip)
         self.policy = Policy(
             costs,
             self.estimates,
@@ -294,6 +303,8 @@ class Executor:
             slots=self.world.case.place.slots,
             alone=self.alone,
             hold=self.world.hold,
+            waited=self.waited,
+            room=self.room,
             jitter=(zlib.crc32(self.name.encode()) % 97) / 97,
         )
         self.engine = Engine(self.policy, run_seconds=costs.start / 2)
@@ -384,9 +395,12 @@ class Executor:
             case Send(sequence, commit):
                 self._send(sequence, commit)
             case Invoke(sequence, offers):
+                room = self.policy.room_of(engine, len(offers))
                 for index, offer in enumerate(offers):
                     child = child_name(self.name, sequence, offer)
-                    world.invoke(child, index, self.invited[offer], self.estimates)
+                    waited = waited_in(self.policy.seen(world.now))
+                    span = self.invited[offer]
+                    world.invoke(child, index, span, self.estimates, waited=waited, room=room)
             case Exit():
                 self.alive = False
                 costs = world.case.place.costs

@@ -274,6 +274,8 @@ class Engine:
         """Concurrency slots that were not in use when the store was asked last."""
         self.told = ""
         """A digest of what the record was told; goes with the next commit."""
+        self.rounds = 0
+        """How many have ended with a hard commit."""
         self._sequence = 0
         self._check = False
         self._taken = b""
@@ -1020,6 +1022,7 @@ class Engine:
 
     def _passed(self, stay: Marks, reply: Reply) -> None:
         """A hard commit has taken effect."""
+        self.rounds += 1
         if self._spilling:
             held = self._kept.union(self._left, self._unread)
             self._actions.append(Drop(tuple(sorted(held))))

@@ -72,7 +72,9 @@ class Hints:
     alone: bool = False
     """Whether no other executor has ever existed."""
     seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """See `policy.remembered`."""
+    """See `policy.Policy.seen`."""
+    room: int | None = None
+    """How many of the free slots are meant for it in the beginning."""
     objects: Mapping[str, str] = field(default_factory=dict)
     """Objects of the store that are needed first, by name: their bytes in base 64."""
     mac: str = ""
@@ -104,12 +106,13 @@ class Hints:
                 int(until),
                 bool(alone),
                 dict(seen),
+                int() | None as room,
                 dict(objects),
                 str(mac),
             ] if all(map(_is_figures, seen.values())) and all(
                 isinstance(data, str) and data.isascii() for data in objects.values()
             ):
-                return cls(float(sent), first, until, alone, seen, objects, mac)
+                return cls(float(sent), first, until, alone, seen, room, objects, mac)
         return None
 
 

@@ -56,6 +56,8 @@ LEAST_MOVED = 16 * 1024
 """Bytes that are worth counting as moved."""
 LAST_BYTES = 4e6
 """Beside an output of more than this that is to be written, what is much smaller is told first."""
+ROOM_STARTS = 4
+"""Starts in which an executor leaves free slots to those who have begun with it."""
 ASK_STARTS = 4
 """Starts between two questions for free slots (W5)."""
 SCAN_SECONDS = 2e-6
@@ -171,9 +173,15 @@ def recalled(
     estimates = {
         name: Estimate(int(min(count, most)), seconds, size)
         for name, (count, seconds, size) in ((n, f[:3]) for n, f in seen.items() if n)
+        if count
     }
     costs = seen.get("")
     return estimates, Costs(*costs) if costs else None
+
+
+def waited_in(seen: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How long tasks have waited or run elsewhere of which none has ended: see `Policy.seen`."""
+    return {name: figures[1] for name, figures in seen.items() if name and not figures[0]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +227,11 @@ class Policy:
         is told, instead of the rules; 0 is the behaviour of the Wukong paper.
     jitter
         From 0 to 1, another one for each executor, so that not all ask at the same time.
+    waited
+        Of names that nobody has seen the end of: how long such tasks have waited or run elsewhere.
+    room
+        How many of the free slots are meant for it in the beginning: as many executors begin at the
+        same time, and each of them sees all that are free.
     """
 
     def __init__(
@@ -232,6 +245,8 @@ class Policy:
         alone: bool = False,
         hold: float | None = None,
         jitter: float = 0.0,
+        waited: Mapping[str, float] | None = None,
+        room: int | None = None,
     ) -> None:
         self.costs = costs
         self.estimates = estimates
@@ -243,6 +258,9 @@ class Policy:
         self._slots = slots
         self._hold = hold
         self._jitter = jitter
+        self._waited = dict(waited or {})
+        self._room = room
+        self._begun: float | None = None
         self._met: dict[str, float] = {}
         """Unseen name → since when tasks of it run or wait here."""
         self._growing: dict[str, float] = {}
@@ -351,11 +369,25 @@ class Policy:
                 if spec is not None and engine.is_done(task):
                     self._hold_back(engine, spec, now)
 
+    def seen(self, now: float) -> dict[str, list[float]]:
+        """What somebody who is given work should know, as it travels: see `remembered`.
+
+        Of what has been seen to wait only, that it takes so long at the least.
+        """
+        waited = {
+            name: max(now - since, self._waited.get(name, 0.0)) for name, since in self._met.items()
+        }
+        return {
+            **{name: [0, seconds, 0.0] for name, seconds in waited.items()},
+            **remembered(self.estimates, self.costs),
+        }
+
     # A look -----------------------------------------------------------------------------------
 
     def look(self, engine: Engine, now: float, running: Running | None = None) -> Sharing | None:
         """What to say to others now, if anything; `again` is when to look next."""
         self.again, self._looked = math.inf, now
+        self._begun = now if self._begun is None else self._begun
         if engine.is_busy:
             return None  # The answer is a reason to look again.
         arrive, probe = self._outputs(engine, now)
@@ -544,7 +576,7 @@ class Policy:
             self._next_ask = now + ASK_STARTS * pause * (1 + self._jitter)
             return [], True
         blind = any(name in self._met for name in self._names(engine, queue))
-        count = self._at_once(min(most, engine.free), blind=blind)
+        count = self._at_once(min(most, self._free(engine, now)), blind=blind)
         while count >= 1:
             groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
             paid = [g for g in groups if self._pays(engine, g, work, own, scan)]
@@ -567,6 +599,18 @@ class Policy:
             if source is not None and engine.is_done(d) and not engine.is_published(d):
                 found[d] = self._size(engine, source)
         return found
+
+    def _free(self, engine: Engine, now: float) -> int:
+        """Slots that may be filled from here."""
+        begun = now if self._begun is None else self._begun
+        late = now > begun + ROOM_STARTS * self.costs.start
+        if self._room is None or late or engine.rounds:
+            return engine.free
+        return min(engine.free, self._room)
+
+    def room_of(self, engine: Engine, count: int) -> int:
+        """The room of each of as many executors that have just been accepted."""
+        return engine.free // (count + 1)
 
     def _at_once(self, wanted: float, *, blind: bool) -> int:
         """How many of all the executors that are worth their start are invoked from here (W2).
@@ -648,9 +692,10 @@ class Policy:
         estimate = self.estimates.get(spec.name)
         if estimate is not None:
             return estimate.seconds
-        if not ready and spec.name not in self._met:
+        if not ready and spec.name not in self._met and spec.name not in self._waited:
             return 0.0
         waited = now - self._met.setdefault(spec.name, now)
+        waited = max(waited, self._waited.get(spec.name, 0.0))
         blind = BLIND_STARTS_FAN_IN if max(spec.degrees, default=0) > 1 else BLIND_STARTS
         return waited if waited >= blind * self.costs.start else 0.0
 

@@ -64,7 +64,7 @@ from wukong_async.executor.worker import Worker
 from wukong_async.invocation import Hints, Invocation, mismatch, versions
 from wukong_async.last_words import LastWords
 from wukong_async.loops import plain
-from wukong_async.policy import LASTING, Meter, Policy, Running, news_of, recalled, remembered
+from wukong_async.policy import LASTING, Meter, Policy, Running, news_of, recalled, waited_in
 from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
 from wukong_async.store.job import BATCH_BYTES
@@ -248,6 +248,7 @@ class Incarnation:
         self._invited: Sequence[tuple[int, int]] = ()
         self._parcels: Sequence[Mapping[str, bytes]] = ()
         self._carried: dict[str, bytes] = {}
+        self._sent = 0.0
         self._memory = Memory()
         self._spilled = -1
 
@@ -368,14 +369,15 @@ class Incarnation:
         return found
 
     async def _invoke_children(self, sequence: int, offers: Sequence[int]) -> None:
-        seen = remembered(self._policy.estimates, self._meter.costs)
+        seen = self._policy.seen(time.monotonic())
         hints: dict[str, Hints | None] = {}
+        room = self._policy.room_of(self._engine, len(offers))
         for index in offers:
             name = child_name(self._executor, sequence, index)
             hints[name] = None
             if index < len(self._invited):
                 first, until = self._invited[index]
-                told = Hints(time.time(), first, until, seen=seen)
+                told = Hints(time.time(), first, until, seen=seen, room=room)
                 hints[name] = told.carrying(self._parcels[index], self._facts.secret)
         await self._invoke_all(hints)
 
@@ -434,9 +436,8 @@ class Incarnation:
             estimates |= heard
             if costs is not None:
                 self._meter.believe(costs)
-            latency = time.time() - hints.sent
-            if begun.generation == 1 and 0 < latency < LONGEST_START:
-                self._saw("start", latency)
+            if begun.generation == 1:
+                self._sent = hints.sent
         fresh = hints is not None and begun.generation == 1
         frontier = begun.frontier or (0,)
         self._policy = Policy(
@@ -449,6 +450,8 @@ class Incarnation:
             slots=facts.slots,
             alone=hints.alone if hints and fresh else False,
             hold=facts.hold,
+            waited=waited_in(hints.seen) if hints is not None else None,
+            room=hints.room if hints is not None else None,
             jitter=int(self._nonce, 16) / 16 ** len(self._nonce),
         )
         self._engine.advice = self._policy
@@ -690,6 +693,10 @@ class Incarnation:
     async def _run(self, steps: Sequence[Step]) -> None:
         if not await self._fresh([task for task, _ in steps]):
             return
+        if self._sent:  # What starting an executor takes, all in all.
+            latency, self._sent = time.time() - self._sent, 0.0
+            if 0 < latency < LONGEST_START:
+                self._saw("start", latency)
         progress = self._progress = Progress(steps)
         first = self._engine.spec(steps[0].task)
         unseen = first is not None and first.name not in self._policy.estimates
