@@ -316,12 +316,22 @@ class Invoker:
             ) from error
 
 
-@functools.cache
 def _session() -> Any:
-    """One for the process: it keeps the descriptions of services, whose reading takes longest."""
+    """A session of its own, since the environment may have changed, but for what takes longest:
+    the descriptions of services are read once.
+    """
     from aiobotocore.session import get_session
 
-    return get_session()
+    session = get_session()
+    session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    return session
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Any:
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def _name(function_name: str) -> str:

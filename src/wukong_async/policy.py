@@ -23,6 +23,8 @@ from wukong_async.protocol import TaskSpec
 
 LASTING = 64
 """An estimate is the mean of about as many last tasks of a name."""
+LEAST_START = 0.005
+"""Seconds that no start is taken to be shorter than: so much passes before anybody is of use."""
 RECENT = 4
 """A cost is the mean of about as many last measurements."""
 REMEMBERED = 4
@@ -82,7 +84,7 @@ class Costs:
         return self.round_trip + size / self.bandwidth
 
 
-NEARBY = Costs(start=0.004, round_trip=0.0003, bandwidth=500e6)
+NEARBY = Costs(start=0.005, round_trip=0.0003, bandwidth=500e6)
 """What is believed of a store on the same machine, until it is measured."""
 
 
@@ -108,6 +110,7 @@ class Meter:
 
     def saw(self, name: str, value: float) -> None:
         """One of the costs was measured."""
+        value = max(value, LEAST_START) if name == "start" else value
         self._counts[name] = min(self._counts[name] + 1, RECENT)
         before = getattr(self.costs, name)
         if name == "bandwidth":  # What is averaged is the time that a byte takes.
@@ -579,7 +582,7 @@ class Policy:
         count = self._at_once(min(most, self._free(engine, now)), blind=blind)
         while count >= 1:
             groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
-            paid = [g for g in groups if self._pays(engine, g, work, own, scan)]
+            paid = [g for g in groups if self._pays(engine, g, work, scan)]
             if len(paid) == len(groups):
                 return [(group, until) for group, until in paid], False
             # The price does not grow with the number: fewer groups are larger ones.
@@ -784,31 +787,41 @@ class Policy:
         engine: Engine,
         group: tuple[Sequence[int], int],
         work: Mapping[int, float],
-        each: Mapping[int, float],
         scan: int,
     ) -> bool:
-        """Whether a group is worth its start and what has to move because of it (W3)."""
+        """Whether a group is worth its start and what has to move because of it (W3).
+
+        One whose tasks have not all been read is taken to be like those that have.
+        """
         tasks, until = group
-        first = tasks[0]
-        own = set(tasks)
-        for number in range(first, min(until, scan)):
+        seen = [task for task in tasks if task in work]
+        if len(seen) < len(tasks):
+            ready = [task for task in engine.offerable() if task in work]
+            seen = sorted(ready)[-len(tasks) :]
+            until = scan
+        own = set(seen)
+        for number in range(min(seen, default=scan), min(until, scan)):
             inputs = self._inputs(engine, number)
             if number in work and all(d in own or engine.is_here(d) for d in inputs):
                 own.add(number)
         known = [number for number in own if number in work]
         taken: dict[int, float] = {}
+        fan_ins: set[int] = set()
         out = 0.0
         for number in known:
             spec = engine.spec(number)
             assert spec is not None
             taken.update(self._inputs_from_here(engine, number))
+            fan_ins.update(consumer for consumer in spec.consumers if consumer not in own)
             if self._leaves(engine, spec, own):
                 out += self._size(engine, spec)
         gain = sum(work[n] for n in known)
         moved = sum(taken.values()) + out
-        gain += sum(each[task] for task in tasks if task not in work)
-        price = self.costs.start + moved / self.costs.bandwidth
-        return gain >= PAYS * price
+        costs = self.costs
+        # Each fan-in that needs both sides takes a commit, at the worst one after the other.
+        price = moved / costs.bandwidth + len(fan_ins) * costs.round_trip
+        share = len(tasks) / max(1, len(seen))
+        return gain * share >= PAYS * (costs.start + price * share)
 
     def _leaves(self, engine: Engine, spec: TaskSpec, own: Container[int]) -> bool:
         """Whether an output will have to be written for somebody outside of its group.

@@ -12,6 +12,7 @@ import pytest
 from dask import delayed
 
 from tests.acceptance.functions import add, fails, identity, inc, remember, returns_none
+from tests.conftest import SPREAD
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.errors import FunctionNotFound
 from wukong_async.local.function import Function, Request
@@ -67,7 +68,7 @@ async def test_every_event_delivered_twice(
 
     monkeypatch.setattr(Function, "admit", twice)
     before = cluster.stats().deliveries
-    async with WukongClient(cluster) as client:
+    async with WukongClient(cluster, **SPREAD) as client:
         for _ in range(10):
             level = [delayed(inc)(i) for i in range(33)]
             assert await client.compute(delayed(add)(*level)) == sum(range(1, 34))

@@ -10,7 +10,7 @@ import pytest
 from dask import delayed
 
 from tests.acceptance.functions import touch_and_wait
-from tests.conftest import of_jobs
+from tests.conftest import SPREAD, of_jobs
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.config import Settings
 from wukong_async.local.valkey import Valkey
@@ -85,6 +85,7 @@ async def test_jobs_with_large_values_use_both_and_leave_nothing(
             redis_endpoints=stores.endpoints,
             lease=300,  # Only announcements are fast.
             grace=300,
+            **SPREAD,
         ) as client:
             metadata: set[int] = set()
             number = 0

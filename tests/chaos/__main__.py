@@ -24,6 +24,7 @@ import psutil
 import redis.asyncio
 
 from tests.chaos.graphs import Case, make_cases
+from tests.conftest import of_jobs
 from tests.reruns import reruns
 from wukong_async import Faults, LocalCluster, WukongClient
 from wukong_async.local import cluster as local
@@ -98,7 +99,7 @@ async def _chaos(seconds: float, seed: int, report: Report) -> None:
             await _quiet(cluster, report)
             # Only now: whoever ran on, or was delivered late, may have written.
             keys = await store.keys()
-            report.problems["leaked keys"] += map(repr, keys)
+            report.problems["leaked keys"] += of_jobs([bytes(key) for key in keys])
         report.faults.update(cluster.stats().faults)
     report.problems["leaked processes"] += map(repr, _processes() - processes)
 
