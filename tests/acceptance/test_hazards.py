@@ -163,7 +163,8 @@ async def test_a_sequential_reduction_of_3_999_tasks(client: WukongClient) -> No
         total = delayed(add)(total, delayed(identity)(i))
     assert await client.compute(total) == sum(range(2000))
     assert client.history[-1].tasks == 3999
-    assert client.history[-1].invocations == 2
+    # With its inputs made elsewhere each step would have to wait for a commit.
+    assert client.history[-1].commits <= 4
 
 
 async def test_payloads_are_measured_and_not_guessed(client: WukongClient) -> None:

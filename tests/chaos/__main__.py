@@ -98,8 +98,8 @@ async def _chaos(seconds: float, seed: int, report: Report) -> None:
                     group.create_task(_client(cluster, cases, f"{seed} {number}", deadline, report))
             await _quiet(cluster, report)
             # Only now: whoever ran on, or was delivered late, may have written.
-            keys = await store.keys()
-            report.problems["leaked keys"] += of_jobs([bytes(key) for key in keys])
+            keys = [key async for key in store.scan_iter()]
+            report.problems["leaked keys"] += of_jobs(keys)
         report.faults.update(cluster.stats().faults)
     report.problems["leaked processes"] += map(repr, _processes() - processes)
 
