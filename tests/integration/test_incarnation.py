@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from dask._task_spec import DataNode, Task, TaskRef
 
@@ -709,3 +710,16 @@ async def test_what_is_published_by_half_is_not_told(
     incarnation = job.incarnation()
     monkeypatch.setattr(incarnation._engine, "published", lambda: pytest.fail("it was told"))
     await incarnation._perform(Publish((1, 2)))
+
+
+async def test_nobody_waits(job: Job) -> None:
+    """While an executor is there, something runs, or is read, written or asked for."""
+    blocks: dict[str, Any] = {f"x{i}": (np.full, 100_000, float(i)) for i in range(20)}
+    blocks |= {f"y{i}": (np.add, f"x{i}", f"x{i - 1}") for i in range(1, 20)}
+    blocks["total"] = (len, [f"y{i}" for i in range(1, 20)])
+    await job.create(blocks, ["total", "y7", "x3"])
+    incarnation = job.incarnation()
+    begun = asyncio.get_running_loop().time()
+    assert await incarnation.run() is Status.OK
+    assert asyncio.get_running_loop().time() > begun
+    assert incarnation.idle == 0

@@ -248,6 +248,9 @@ class Incarnation:
         self._invited: Sequence[tuple[int, int]] = ()
         self._parcels: Sequence[Mapping[str, bytes]] = ()
         self._carried: dict[str, bytes] = {}
+        self._busy = 0
+        self.idle = 0.0
+        """Seconds in which nothing ran, was read, written or asked: none, since nobody waits."""
         self._sent = 0.0
         self._memory = Memory()
         self._spilled = -1
@@ -308,9 +311,13 @@ class Incarnation:
                         await self._invoke_all({self._executor: None})
                     case _:
                         self._start(group, action)
+            idle = None if self._busy else time.monotonic()
             await self._wake.wait()
+            if idle is not None:
+                self.idle += time.monotonic() - idle
 
     def _start(self, group: asyncio.TaskGroup, action: Action) -> None:
+        self._busy += 1
         task = group.create_task(self._perform(action))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -329,6 +336,7 @@ class Incarnation:
                 await self._publish(tasks)
             case Send(sequence, commit):
                 await self._send(sequence, commit)
+        self._busy -= 1
         self._wake.set()
 
     async def _send(self, sequence: int, commit: Commit) -> None:
