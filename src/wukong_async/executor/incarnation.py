@@ -311,7 +311,7 @@ class Incarnation:
                         await self._invoke_all({self._executor: None})
                     case _:
                         self._start(group, action)
-            idle = None if self._busy else time.monotonic()
+            idle = None if self._busy or self._wake.is_set() else time.monotonic()
             await self._wake.wait()
             if idle is not None:
                 self.idle += time.monotonic() - idle
