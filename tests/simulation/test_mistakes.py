@@ -6,7 +6,7 @@ names say which rule is gone, the lines below them what breaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -641,8 +641,10 @@ class EverythingReadyIsPassed(Engine):
 class WhatIsSpoiltIsPassed(Engine):
     """A hand-over passes a task whose output was used up by one that was cut short."""
 
-    def ran(self, count: int | None = None, spoilt: Sequence[int] = ()) -> bool:
-        return super().ran(count)
+    def ran(
+        self, count: int | None = None, spoilt: Sequence[int] = (), *, run: int | None = None
+    ) -> bool:
+        return super().ran(count, run=run)
 
 
 class OtherReadersAreForgotten(Engine):
@@ -686,6 +688,50 @@ class CommitsAreNotAwaited(Engine):
             self._end_round()
         else:
             super()._work()
+
+
+class InputsOfOtherRunsAreNotAwaited(Engine):
+    """A task is taken while another Run still has to make what it reads."""
+
+    def _waits(self, spec: TaskSpec) -> bool:
+        return False
+
+
+class MarkedInputsOfOtherRunsAreNotAwaited(Engine):
+    """The same for a task of the frontier, whose input was lost with a dead incarnation."""
+
+    def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
+        undone, self._undone = self._undone, {}
+        try:
+            return super()._next_of_frontier(alone=alone)
+        finally:
+            self._undone = undone
+
+
+class ReadersInOtherRunsAreForgotten(Engine):
+    """A value is dropped at the end of a Run, although another one still reads it."""
+
+    def _drop_unread(self, touched: Collection[int]) -> None:
+        readers, self._readers = self._readers, {}
+        try:
+            super()._drop_unread(touched)
+        finally:
+            self._readers = readers
+
+
+class ValuesStayWhileAnythingRuns(Engine):
+    """Nothing is dropped while there is any other Run, and then nobody remembers it."""
+
+    def _drop_unread(self, touched: Collection[int]) -> None:
+        super()._drop_unread(() if self._running else touched)
+
+
+class WhatOtherRunsReadIsSpoilt(Engine):
+    """What has been used up is handed over, although another Run is about to pass with it."""
+
+    def _unrun(self, task: int, undone: Container[int]) -> bool:
+        consumers = self._scheduled.intersection(self._specs[task].consumers)
+        return all(c in undone or c in self._undone for c in consumers)
 
 
 class OffersAreNotLocked(Engine):
@@ -1002,6 +1048,11 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (FrontiersAreReachedToo, CRASHES),
     (RunsAreNotAwaited, LEAVING),
     (CommitsAreNotAwaited, LEAVING),
+    (InputsOfOtherRunsAreNotAwaited, BUSY),
+    (MarkedInputsOfOtherRunsAreNotAwaited, CRASHES),
+    (ReadersInOtherRunsAreForgotten, BUSY),
+    (ValuesStayWhileAnythingRuns, BUSY),
+    (WhatOtherRunsReadIsSpoilt, CUT_SHORT),
     (OffersAreNotLocked, BUSY),
     (HandedTasksAreReachedAgain, BUSY),
     (TakenTasksAreReached, CRASHES),
