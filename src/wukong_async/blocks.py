@@ -64,6 +64,8 @@ class PlanFacts:
     """What `wukong.hold` says."""
     seen: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """What is remembered of tasks by name, and of the place: see `policy.remembered`."""
+    threads: int | None = None
+    """Tasks that an executor runs at once; None: what its function is set up for."""
 
     def pack(self) -> bytes:
         """As `create` takes them."""
@@ -77,6 +79,7 @@ class PlanFacts:
                 self.slots,
                 self.hold,
                 dict(self.seen),
+                self.threads,
             ]
         )
 

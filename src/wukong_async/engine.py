@@ -353,6 +353,14 @@ class Engine:
             self._starved.remove(task)
             self._stack.append(task)
 
+    def is_needed(self, number: int) -> bool:
+        """Whether a task here is to read an object that is being fetched.
+
+        If not, its reader was handed over meanwhile, and may be the last that was waited for: the
+        object may be gone, and counts as fetched.
+        """
+        return number in self._need
+
     def ran(
         self, count: int | None = None, spoilt: Sequence[int] = (), *, run: int | None = None
     ) -> bool:
@@ -413,9 +421,19 @@ class Engine:
         consumers = self._specs[task].consumers
         return all(c in undone for c in self._scheduled.intersection(consumers))
 
-    def is_only_here(self, number: int) -> bool:
-        """Whether an object was made in this round and is in no store."""
-        return number in self._scheduled and number not in self._published
+    def is_only_here(self, number: int, *, run: int | None = None) -> bool:
+        """Whether an object that a Run has read was made in this round and is in no store.
+
+        Parameters
+        ----------
+        run
+            Which Run, by its `first` task; not needed if there is but one. What another one is
+            about to make again, this one has read from the store.
+        """
+        if number not in self._scheduled or number in self._published:
+            return False
+        others = (steps for first, steps in self._running.items() if first != run)
+        return run is None or all(number != task for steps in others for task, _ in steps)
 
     def failed(self) -> None:
         """A task failed, its output does not pickle, or an input is lost: the job fails."""
@@ -590,6 +608,8 @@ class Engine:
     def hand_over(self) -> None:
         """End the round as soon as nothing runs; what is ready is for the next incarnation."""
         self._leaving = True
+        if self.threads > 1:  # It may have to be given what a Run that has just ended is done with.
+            self._actions = [each for each in self._actions if not isinstance(each, Drop)]
 
     # One round --------------------------------------------------------------------------------
 

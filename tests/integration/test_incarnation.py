@@ -82,7 +82,7 @@ class Job:
             invocation,
             self.store,
             PlanCache(job_id),
-            self.worker,
+            [self.worker],
             self.reader,
             request_id="request",
             remaining=remaining,

@@ -596,7 +596,7 @@ class Executor:
 
     def cut(self, first: int, running: Running) -> None:
         """Give a Run up."""
-        spoilt = self.spoilt(running.task)
+        spoilt = self.spoilt(running.task, first)
         del self.runs[first]
         if not self.engine.ran(running.ran, spoilt, run=first):
             self.engine.ran(running.ran, run=first)
@@ -618,17 +618,17 @@ class Executor:
         inputs = filter(self.engine.is_only_here, reads)
         return any(self.done.isdisjoint(specs[number].consumers) for number in inputs)
 
-    def spoilt(self, task: int) -> list[int]:
+    def spoilt(self, task: int, run: int) -> list[int]:
         """What a task that is cut short has used up, and what that was made of, and so on."""
         specs, rng = self.world.workload.specs, self.world.rng
         some = [
             number
             for number in specs[task].inputs
-            if self.engine.is_only_here(number)
+            if self.engine.is_only_here(number, run=run)
             # What goes once has one reader, most times.
             and rng.random() < (0.8 if self.done.isdisjoint(specs[number].consumers) else 0.1)
         ]
-        return list(dict.fromkeys(chain(some, *map(self.spoilt, some))))
+        return list(dict.fromkeys(chain(some, *(self.spoilt(n, run) for n in some))))
 
     def step(self) -> None:
         if not self.alive:
@@ -723,13 +723,15 @@ class Executor:
             self.ask("read", lambda: store.resolve(found), read)
 
         def read(frames: dict[int, bytes | None]) -> None:
-            lost = [number for number, frame in frames.items() if frame is None]
+            lost = [n for n, frame in frames.items() if frame is None and self.engine.is_needed(n)]
             again = self.world.failed_over or self.world.losses
             if lost and (min(lost) < 0 or not again):
                 self.fail(failure.input_lost(lost))
                 return
             expected = self.world.workload.expected() if lost else {}
             for number, frame in frames.items():
+                if frame is None and number not in expected:
+                    continue
                 value = expected[number] if frame is None else whole(wire.loads(frame))
                 self.values[number] = value
             self.engine.fetched({n: len(f or b"") for n, f in frames.items()})

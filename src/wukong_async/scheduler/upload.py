@@ -86,6 +86,7 @@ class Upload:
             settings.max_concurrency,
             settings.hold,
             self.seen,
+            settings.threads_per_executor,
         )
 
     def name(self, number: int) -> str:
@@ -122,6 +123,7 @@ class Upload:
             costs or Costs(),
             self.settings.max_concurrency,
             self.settings.leaf_batch,
+            self.settings.threads_per_executor or 1,
         )
 
     def manifest(self, keys: object) -> tuple[bytes, list[tuple[str, wire.Segments]]]:
