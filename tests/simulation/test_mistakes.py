@@ -56,6 +56,7 @@ SHARING = Policy(arrive=0.2, probe=0.2, offer=0.2)
 BUSY = Weather(Faults(), SHARING)
 LEAVING = Weather(Faults(), replace(SHARING, hand_over=0.1))
 CUT_SHORT = Weather(Faults(), replace(SHARING, cut_short=0.5))
+SLOW = Weather(Faults(lose_request=0.2), SHARING)
 LATE = Weather(Faults(lose_event=0.2, delay_event=0.3), ALONE)
 NETWORK = Weather(Faults(lose_request=0.05, lose_reply=0.1, repeat_request=0.2), ALONE)
 COPIES = Weather(Faults(repeat_request=0.5, sleep=0.03), replace(SHARING, hand_over=0.01))
@@ -72,6 +73,7 @@ WEATHERS = (
     BUSY,
     LEAVING,
     CUT_SHORT,
+    SLOW,
     LATE,
     NETWORK,
     COPIES,
@@ -738,6 +740,13 @@ class WhatOtherRunsReadIsSpoilt(Engine):
         return all(c in undone or c in self._undone for c in consumers)
 
 
+class WhatWasHandedOverIsMissed(Engine):
+    """What is being read for a task that somebody else has been given has to be there."""
+
+    def is_needed(self, number: int) -> bool:
+        return True
+
+
 class OffersAreNotLocked(Engine):
     """An offered task is started while its offer is in flight."""
 
@@ -1057,6 +1066,7 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (ReadersInOtherRunsAreForgotten, BUSY),
     (ValuesStayWhileAnythingRuns, BUSY),
     (WhatOtherRunsReadIsSpoilt, CUT_SHORT),
+    (WhatWasHandedOverIsMissed, SLOW),
     (OffersAreNotLocked, BUSY),
     (HandedTasksAreReachedAgain, BUSY),
     (TakenTasksAreReached, CRASHES),
