@@ -39,8 +39,9 @@ Rules of this file:
    round, none of which has been told to the store, is ready; any other waits for the store.
 3. A value made here stays in memory while a consumer has not run here (`_left`), at most until the
    round ends; one from the store or an earlier round (`_kept`) as long as a task of the frontier's
-   window reads it (`_need`). With one thread the last reader drops it as soon as it has run. With
-   several nobody knows who will be the last: it stays until no Run reads it (`_readers`).
+   window reads it (`_need`). What was made in the Run of its last reader is dropped by that as soon
+   as it has run; always, with one thread. Else nobody knows which Run will be the last to read it:
+   it stays until none does (`_readers`).
 4. Literals are read like the inputs of a frontier task. A task that is reached and finds one
    missing is set aside (`_starved`) until it is there.
 5. One commit is in flight at most, and it is formed once: whoever sends it again sends the same.
@@ -729,7 +730,8 @@ class Engine:
         seconds = self.run_seconds
         most = 2 * self.queued + SURGE
         idle = self.idle
-        fair = self.queued / idle  # Of what is ready, for each thread without work.
+        # Of what could run now, for each thread without work.
+        fair = (len(self._stack) + self._window - self._head) / idle
         own: set[int] = set()
         while len(steps) < RUN_LIMIT and seconds > 0 and self.queued < most:
             is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
@@ -750,10 +752,10 @@ class Engine:
                 self._read_stored(spec.inputs + spec.literals)
             else:
                 break
-            if idle > 1:  # What follows from what this Run does no other thread could do.
-                fair -= own.isdisjoint(spec.inputs)
+            if self.threads > 1:
+                fair -= own.isdisjoint(spec.inputs)  # What follows nobody else could do.
                 own.add(spec.number)
-            steps.append(Step(spec.number, self._schedule(spec)))
+            steps.append(Step(spec.number, self._schedule(spec, own)))
             seconds -= self.advice.seconds_of(spec)
             if spec.limited:
                 break
@@ -768,8 +770,14 @@ class Engine:
                 return True
         return False
 
-    def _schedule(self, spec: TaskSpec) -> tuple[int, ...]:
-        """Enter a task as run, and what it leads to; the values to drop when it is done."""
+    def _schedule(self, spec: TaskSpec, own: Container[int]) -> tuple[int, ...]:
+        """Enter a task as run, and what it leads to; the values to drop when it is done.
+
+        Parameters
+        ----------
+        own
+            With several threads, the tasks of its Run, itself included.
+        """
         task = spec.number
         drops = self._read_made(spec.inputs)
         self._made.append(task)
@@ -788,8 +796,10 @@ class Engine:
         if self.threads > 1:
             for number in spec.inputs + spec.literals:
                 self._readers[number] = self._readers.get(number, 0) + 1
-            self._unread.update(drops)
-            return ()
+            # What this Run makes is read by no other one, but for a value of a dead incarnation.
+            late = [number for number in drops if self._check or number not in own]
+            self._unread.update(late)
+            drops = tuple([number for number in drops if number not in late])
         return drops
 
     def _starves(self, spec: TaskSpec) -> bool:

@@ -848,6 +848,7 @@ async def test_last_words_name_the_task_that_runs_for_longest(job: Job, tmp_path
         awaited.touch()
         assert await running is Status.OK
     assert since.keys() == {numbers["slow"], numbers["later"]}
+    assert words is not None
     assert words.task == min(since, key=since.__getitem__)
 
 

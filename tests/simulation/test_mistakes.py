@@ -725,6 +725,18 @@ class ReadersInOtherRunsAreForgotten(Engine):
             self._readers = readers
 
 
+class _Everything(Container[int]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+class ValuesGoWithTheReaderThatWasTakenLast(Engine):
+    """As with one thread, but a reader in another Run that was taken before may not have run."""
+
+    def _schedule(self, spec: TaskSpec, own: Container[int]) -> tuple[int, ...]:
+        return super()._schedule(spec, _Everything())
+
+
 class ValuesStayWhileAnythingRuns(Engine):
     """Nothing is dropped while there is any other Run, and then nobody remembers it."""
 
@@ -1064,6 +1076,7 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (InputsOfOtherRunsAreNotAwaited, BUSY),
     (MarkedInputsOfOtherRunsAreNotAwaited, CRASHES),
     (ReadersInOtherRunsAreForgotten, BUSY),
+    (ValuesGoWithTheReaderThatWasTakenLast, BUSY),
     (ValuesStayWhileAnythingRuns, BUSY),
     (WhatOtherRunsReadIsSpoilt, CUT_SHORT),
     (WhatWasHandedOverIsMissed, SLOW),

@@ -65,7 +65,7 @@ def test_the_handler_tells_blas_before_numpy_is_there() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in BLAS_THREADS}
     environment["MKL_NUM_THREADS"] = "3"
     environment["DASK_WUKONG__THREADS_PER_EXECUTOR"] = str(4 * usable_cores())
-    said = subprocess.run(  # noqa: S603 - our own program
+    said = subprocess.run(
         [sys.executable, "-c", program],
         env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
