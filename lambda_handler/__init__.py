@@ -13,9 +13,13 @@ import traceback
 from typing import Any
 
 from wukong_async.config import Settings
+from wukong_async.cores import blas_environment, usable_cores
 from wukong_async.executor import Service
 
-_service = Service(Settings.load())
+_settings = Settings.load()
+_service = Service(_settings)
+# Before any task has numpy loaded, which reads them then.
+os.environ.update(blas_environment(_service.threads, usable_cores(), os.environ))
 # What was imported until now lives as long as the sandbox: the cycle collector need not look.
 gc.freeze()
 

@@ -72,6 +72,8 @@ class PlanFacts:
     bucket_limit: int = 0
     secret: bytes = b""
     """Proves that what came along with an event is the job's: see `invocation.mac_of`."""
+    threads: int | None = None
+    """Tasks that an executor runs at once; None: what its function is set up for."""
 
     def pack(self) -> bytes:
         """As `create` takes them."""
@@ -89,6 +91,7 @@ class PlanFacts:
                 self.bucket,
                 self.bucket_limit,
                 self.secret,
+                self.threads,
             ]
         )
 

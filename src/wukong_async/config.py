@@ -94,6 +94,12 @@ class Settings:
     max_concurrency: int = _setting(
         1000, "Concurrency slots: most executors of one job that may run at the same time."
     )
+    threads_per_executor: int | None = _setting(
+        None,
+        "Tasks that an executor runs at once, each in a thread; default: what the function is set"
+        " up for, or else one per vCPU that its memory brings (1,769 MB each); a local cluster: 1.",
+        most=256,
+    )
     leaf_batch: int | None = _setting(
         None,
         "Tasks without inputs that each first executor is given; default: as many executors begin"

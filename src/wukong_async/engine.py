@@ -30,14 +30,18 @@ the next incarnation.
 Rules of this file:
 
 1. Scheduling is ahead of running. `_take` settles the order of the next tasks as if those before
-   them had succeeded; they run in that order in one thread. If one fails the job fails, so nothing
-   has to be undone. `_undone` has those that have not run, or have to run again after a hand-over.
+   them had succeeded; they run in that order in one thread, as one Run. If one fails the job fails,
+   so nothing has to be undone. `_undone` has those that have not run, or have to run again after a
+   hand-over. There are as many Runs at once as threads; what they have in common is done before: no
+   task is taken that reads an output which is still undone in another Run (`_behind`).
 2. A consumer that is reached is looked up in this order: one of the frontier only loses its mark
    for this input; one that is in somebody's hands is let alone; one that has all inputs from this
    round, none of which has been told to the store, is ready; any other waits for the store.
 3. A value made here stays in memory while a consumer has not run here (`_left`), at most until the
    round ends; one from the store or an earlier round (`_kept`) as long as a task of the frontier's
-   window reads it (`_need`).
+   window reads it (`_need`). What was made in the Run of its last reader is dropped by that as soon
+   as it has run; always, with one thread. Else nobody knows which Run will be the last to read it:
+   it stays until none does (`_readers`).
 4. Literals are read like the inputs of a frontier task. A task that is reached and finds one
    missing is set aside (`_starved`) until it is there.
 5. One commit is in flight at most, and it is formed once: whoever sends it again sends the same.
@@ -63,6 +67,9 @@ from wukong_async.protocol import (
     told_after,
 )
 
+LEAST_SPLIT = 0.001
+"""Seconds of tasks that one thread runs while another has nothing to do: handing some of them over
+would take a twentieth of that."""
 RUN_LIMIT = 256
 """Tasks in one Run: enough to make the hand-over to the worker thread (50 µs) cheap."""
 LOAD_AHEAD = 512
@@ -126,6 +133,11 @@ class Run:
     """Run these tasks in this order; answer with `ran`, also if not all of them, or `failed`."""
 
     steps: tuple[Step, ...]
+
+    @property
+    def first(self) -> int:
+        """Its first task: no other Run in flight has it, so that tells which one this is."""
+        return self.steps[0].task
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +238,8 @@ class Engine:
         About how long one Run may take. What is in a Run cannot be offered to anybody any more.
     fetch_bytes
         About how many bytes of inputs, and of a Run's outputs, are held in memory.
+    threads
+        How many Runs there may be at once. Stays as it is once the first one was handed out.
     """
 
     # The books of one round; `_start_round` opens them.
@@ -247,16 +261,19 @@ class Engine:
     _probed: dict[int, int]  # Fan-in → how much had been scheduled when it was probed.
     _scheduled: set[int]
     _made: list[int]  # The same, in order.
-    _undone: dict[int, tuple[int, ...]]  # The last of them, which have not run, and their drops.
+    _undone: dict[int, tuple[int, ...]]  # The last of them, which have not run, and their drops:
+    _running: dict[int, tuple[Step, ...]]  # those of the Runs in flight, by their first tasks,
+    _rest: list[tuple[Step, ...]]  # and what others have not come to.
+    _behind: dict[int, list[int]]  # Undone in a Run → ready but for that, for another one.
     _left: dict[int, int]
     _need: dict[int, int]
-    _unread: set[int]  # In memory, and not needed any more when the Run in flight is done.
+    _readers: dict[int, int]  # How many that are undone read an object; for several threads.
+    _unread: set[int]  # In memory, and not needed any more when the Runs in flight are done.
     _published: set[int]  # By soft commits.
     _handed: set[int]
     _loading: set[int]
     _fetching: set[int]
     _flights: int  # Fetches that were not answered yet.
-    _running: bool
     _trim_pending: bool
 
     def __init__(
@@ -264,10 +281,12 @@ class Engine:
         advice: Advice | None = None,
         run_seconds: float = 1.0,
         fetch_bytes: float = FETCH_BYTES,
+        threads: int = 1,
     ) -> None:
         self.advice: Advice = advice or NoAdvice()
         self.run_seconds = run_seconds
         self.fetch_bytes = fetch_bytes
+        self.threads = threads
         self.state = State.BEGIN
         self.generation = 0
         self.free = 0
@@ -340,14 +359,23 @@ class Engine:
         self._kept.update(number for number in stored if number in self._need)
         # Their reader got them from here meanwhile, or was handed over.
         self._unread.update(number for number in stored if number not in self._need)
-        if not (self._running or self._undone):
-            self._drop_unread()
+        self._drop_unread(stored)
         for task in [t for t in self._starved if self._kept.issuperset(self._specs[t].literals)]:
             self._starved.remove(task)
             self._stack.append(task)
 
-    def ran(self, count: int | None = None, spoilt: Sequence[int] = ()) -> bool:
-        """The first `count` steps of the Run are done, by default all; the others did not start.
+    def is_needed(self, number: int) -> bool:
+        """Whether a task here is to read an object that is being fetched.
+
+        If not, its reader was handed over meanwhile, and may be the last that was waited for: the
+        object may be gone, and counts as fetched.
+        """
+        return number in self._need
+
+    def ran(
+        self, count: int | None = None, spoilt: Sequence[int] = (), *, run: int | None = None
+    ) -> bool:
+        """The first `count` steps of a Run are done, by default all; the others did not start.
 
         Parameters
         ----------
@@ -355,31 +383,68 @@ class Engine:
             Outputs (`is_only_here`) that one of the others has used up before it was cut short, in
             a hand-over. The next incarnation makes them again, of their inputs, which have to be in
             memory.
+        run
+            Which Run, by its `first` task; not needed if there is but one.
 
         Returns
         -------
         bool
-            False, and nothing has changed, if something that is done has read what is spoilt.
+            False, and nothing has changed, if something that is done, or that another Run is about
+            to do, has read what is spoilt.
         """
         assert self._leaving or not spoilt
-        undone = {} if count is None else dict(list(self._undone.items())[count:])
-        undone.update((task, ()) for task in spoilt)
-        if any(not self._unrun(task, undone) for task in spoilt):
-            return False
-        self._running = False
-        self._undone = undone
-        if not self._undone:
-            self._drop_unread()  # Else a drop of what was made here may still be to come.
+        assert run is not None or len(self._running) < 2
+        first = next(iter(self._running), -1) if run is None else run
+        steps = self._running.get(first, ())
+        done, rest = steps[:count], () if count is None else steps[count:]
+        if spoilt:
+            over = self._undone.keys() - {t for each in self._running.values() for t, _ in each}
+            over.update(spoilt, (task for task, _ in rest))
+            if any(not self._unrun(task, over) for task in spoilt):
+                return False
+        self._running.pop(first, None)
+        for task, _ in done:
+            del self._undone[task]
+        self._undone.update((task, ()) for task in spoilt)
+        if rest:
+            self._rest.append(rest)
+        self._drop_unread(self._settle(done) if self.threads > 1 else ())
         return True
+
+    def _settle(self, done: Iterable[Step]) -> set[int]:
+        """With several threads: what waited for these goes on; objects that may be unread now."""
+        touched: set[int] = set()
+        ready: list[int] = []
+        for task, _ in done:
+            touched.add(task)
+            ready += self._behind.pop(task, ())
+            spec = self._specs[task]
+            for number in spec.inputs + spec.literals:
+                self._readers[number] -= 1
+                if not self._readers[number]:
+                    del self._readers[number]
+                    touched.add(number)
+        self._stack.extend(reversed(ready))
+        return touched
 
     def _unrun(self, task: int, undone: Container[int]) -> bool:
         """Whether no consumer of this task has run but for these."""
         consumers = self._specs[task].consumers
         return all(c in undone for c in self._scheduled.intersection(consumers))
 
-    def is_only_here(self, number: int) -> bool:
-        """Whether an object was made in this round and is in no store."""
-        return number in self._scheduled and number not in self._published
+    def is_only_here(self, number: int, *, run: int | None = None) -> bool:
+        """Whether an object that a Run has read was made in this round and is in no store.
+
+        Parameters
+        ----------
+        run
+            Which Run, by its `first` task; not needed if there is but one. What another one is
+            about to make again, this one has read from the store.
+        """
+        if number not in self._scheduled or number in self._published:
+            return False
+        others = (steps for first, steps in self._running.items() if first != run)
+        return run is None or all(number != task for steps in others for task, _ in steps)
 
     def failed(self) -> None:
         """A task failed, its output does not pickle, or an input is lost: the job fails."""
@@ -486,6 +551,11 @@ class Engine:
         return self._handed
 
     @property
+    def idle(self) -> int:
+        """Threads that have nothing to do."""
+        return max(0, self.threads - len(self._running))
+
+    @property
     def unfinished(self) -> Collection[int]:
         """Tasks that run or are about to, in order."""
         return self._undone
@@ -558,6 +628,8 @@ class Engine:
     def hand_over(self) -> None:
         """End the round as soon as nothing runs; what is ready is for the next incarnation."""
         self._leaving = True
+        if self.threads > 1:  # It may have to be given what a Run that has just ended is done with.
+            self._actions = [each for each in self._actions if not isinstance(each, Drop)]
 
     # One round --------------------------------------------------------------------------------
 
@@ -572,10 +644,11 @@ class Engine:
         self._pending, self._degree = {}, {}
         self._edges, self._probed = set(), {}
         self._scheduled, self._made, self._undone = set(), [], {}
+        self._running, self._rest, self._behind = {}, [], {}
         self._left, self._need, self._unread = {}, {}, set()
+        self._readers = {}
         self._published, self._handed = set(), set()
         self._loading, self._fetching, self._flights = set(), set(), 0
-        self._running = False
         self._trim_pending = False
 
     def _work(self) -> None:
@@ -588,16 +661,17 @@ class Engine:
             return
         self._load()
         self._fetch()
-        if self._running:
-            return
-        steps = tuple(Step(*step) for step in self._undone.items()) or self._take()
-        if steps:
-            self._running = True
+        while len(self._running) < self.threads:
+            steps = self._rest.pop(0) if self._rest else self._take()
+            if not steps:
+                break
+            self._running[steps[0].task] = steps
             self._actions.append(Run(steps))
             self._load()  # While these run, what they lead to is read.
             self._fetch()
-        elif not (
-            self._loading
+        if not (
+            self._running
+            or self._loading
             or self._fetching
             or self._next
             or self._sent
@@ -675,30 +749,56 @@ class Engine:
         steps: list[Step] = []
         seconds, room = self.run_seconds, self.fetch_bytes
         most = 2 * self.queued + SURGE
+        idle = self.idle
+        # Of what could run now, for each thread without work.
+        fair = (len(self._stack) + self._window - self._head) / idle
+        own: set[int] = set()
         while len(steps) < RUN_LIMIT and min(seconds, room) > 0 and self.queued < most:
+            is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
             if self._stack and len(self._starved) < STARVED_MOST:
                 spec = self._specs[self._stack[-1]]
                 if steps and spec.limited:
                     break
+                if is_split and own.isdisjoint(spec.inputs):
+                    break
                 self._stack.pop()
+                if self._undone and self._waits(spec):
+                    continue
                 if spec.literals and self._starves(spec):
                     continue
                 self._read_stored(spec.literals)
-            elif (ready := self._next_of_frontier(alone=not steps)) is not None:
+            elif not is_split and (ready := self._next_of_frontier(alone=not steps)) is not None:
                 spec = ready
                 self._read_stored(spec.inputs + spec.literals)
             else:
                 break
-            steps.append(Step(spec.number, self._schedule(spec)))
+            if self.threads > 1:
+                fair -= own.isdisjoint(spec.inputs)  # What follows nobody else could do.
+                own.add(spec.number)
+            steps.append(Step(spec.number, self._schedule(spec, own)))
             seconds -= self.advice.seconds_of(spec)
             room -= self.advice.bytes_of(spec)
             if spec.limited:
                 break
-        self._undone = dict(steps)
+        self._undone.update(steps)
         return tuple(steps)
 
-    def _schedule(self, spec: TaskSpec) -> tuple[int, ...]:
-        """Enter a task as run, and what it leads to; the values to drop when it is done."""
+    def _waits(self, spec: TaskSpec) -> bool:
+        """Whether a reached task reads what is undone in another Run. It is set aside then."""
+        for number in spec.inputs:
+            if number in self._undone:
+                self._behind.setdefault(number, []).append(spec.number)
+                return True
+        return False
+
+    def _schedule(self, spec: TaskSpec, own: Container[int]) -> tuple[int, ...]:
+        """Enter a task as run, and what it leads to; the values to drop when it is done.
+
+        Parameters
+        ----------
+        own
+            With several threads, the tasks of its Run, itself included.
+        """
         task = spec.number
         drops = self._read_made(spec.inputs)
         self._made.append(task)
@@ -714,6 +814,13 @@ class Engine:
         else:
             drops += (task,)
         self._reach(spec)
+        if self.threads > 1:
+            for number in spec.inputs + spec.literals:
+                self._readers[number] = self._readers.get(number, 0) + 1
+            # What this Run makes is read by no other one, but for a value of a dead incarnation.
+            late = [number for number in drops if self._check or number not in own]
+            self._unread.update(late)
+            drops = tuple([number for number in drops if number not in late])
         return drops
 
     def _starves(self, spec: TaskSpec) -> bool:
@@ -734,6 +841,8 @@ class Engine:
         spec = self._specs[self._frontier[self._head]]
         if spec.limited and not alone:
             return None
+        if self._undone and not self._undone.keys().isdisjoint(spec.inputs):
+            return None  # It had a mark, or one is made again that it has read from the store.
         if not all(map(self._has, spec.inputs + spec.literals)):
             return None
         self._head += 1
@@ -765,11 +874,24 @@ class Engine:
                 if number in self._kept:
                     self._unread.add(number)
 
-    def _drop_unread(self) -> None:
-        if self._unread:
-            self._kept.difference_update(self._unread)
-            self._actions.append(Drop(tuple(sorted(self._unread))))
-            self._unread.clear()
+    def _drop_unread(self, touched: Collection[int]) -> None:
+        """Forget what nobody reads any more.
+
+        With one thread when nothing runs: what runs drops by itself what has been made here, and
+        that may be the same. With several, of what was touched, whatever no Run reads or makes. In
+        a hand-over the next incarnation may have to be given it.
+        """
+        if self.threads == 1:
+            unread = set() if self._running or self._undone else set(self._unread)
+        elif self._leaving:
+            unread = set()
+        else:
+            unread = self._unread.intersection(touched)
+            unread = {n for n in unread if n not in self._readers and n not in self._undone}
+        if unread:
+            self._kept -= unread
+            self._unread -= unread
+            self._actions.append(Drop(tuple(sorted(unread))))
 
     def _reach(self, spec: TaskSpec) -> None:
         """Hand the output of `spec` to its consumers (rule 2)."""
@@ -868,6 +990,8 @@ class Engine:
         for task in offered.intersection(near):
             spec = self._specs[task]
             self._read_stored(spec.inputs + spec.literals)  # It will not be.
+            if self.threads > 1:
+                self._drop_unread(spec.inputs + spec.literals)
         near = [t for t in near if t not in offered]
         self._frontier[self._head :] = near + [t for t in far if t not in offered]
         self._window = self._ahead = self._head + len(near)
@@ -907,7 +1031,8 @@ class Engine:
         """
         if task in self._scheduled:
             return True
-        return self._check and any(task in q for q in (self._stack, self._stalled, self._starved))
+        waiting = (self._stack, self._stalled, self._starved, *self._behind.values())
+        return self._check and any(task in queue for queue in waiting)
 
     # The end of a round -----------------------------------------------------------------------
 

@@ -534,7 +534,7 @@ class Policy:
         """Each task that has waited for as long, but for the next one, for somebody else."""
         queue = engine.offerable()
         self._ready = {task: self._ready.get(task, now) for task in queue}
-        queue = queue if engine.unfinished else queue[1:]
+        queue = queue[engine.idle :]
         waited = [task for task in queue if self._ready[task] + hold <= now]
         if len(waited) < len(queue):
             self.again = min(
@@ -553,7 +553,7 @@ class Policy:
         """Groups for others that pay their price, and whether to ask for free slots."""
         near = engine.offerable()
         # Somebody without anything to do does not give away what it could begin now.
-        queue = sorted(near if engine.unfinished else near[1:])
+        queue = sorted(near[engine.idle :])
         if not queue:
             return [], False
         stop = max(self._until, queue[-1] + 1)
@@ -674,7 +674,9 @@ class Policy:
             if expected is None:
                 expected = self._expected(spec, now, ready=ready)
                 seconds[spec.name] = expected
-            work[number] = expected + (self._reading(engine, spec) if ready else 0.0)
+            # Here and elsewhere, so many run at once.
+            work[number] = expected / engine.threads
+            work[number] += self._reading(engine, spec) if ready else 0.0
             self._size(engine, spec)
             own[last[number]] += work[number]
         seen = [task for task in queue if task in work]
@@ -859,6 +861,7 @@ def first_groups(
     costs: Costs,
     slots: int,
     leaf_batch: int | None = None,
+    threads: int = 1,
 ) -> list[list[int]]:
     """The leaves of the executors that begin a job, in contiguous groups.
 
@@ -873,13 +876,15 @@ def first_groups(
         What is known of each of them; may be empty.
     leaf_batch
         Leaves for each, instead.
+    threads
+        Tasks that an executor runs at once.
     """
     leaves = [spec.number for spec in specs if not spec.inputs]
     if leaf_batch is not None:
         count = min(math.ceil(len(leaves) / leaf_batch), slots, len(leaves))
         bounds = [round(len(leaves) * i / count) for i in range(count + 1)]
         return [leaves[a:b] for a, b in pairwise(bounds)]
-    seconds = [e.seconds if e else 0.0 for e in estimates]
+    seconds = [e.seconds / threads if e else 0.0 for e in estimates]
     total = sum(seconds)
     count = int(min(SHARED * total / costs.start - LEAST_SPARE, slots, len(leaves)))
     while count > 1:

@@ -51,6 +51,7 @@ class Job:
     def __init__(self, connections: Connections, worker: Worker) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
         self.worker, self.reader = worker, Worker()
+        self.workers = [worker]
         self.invoked: list[str] = []
 
     async def create(
@@ -58,10 +59,11 @@ class Job:
         dsk: dict[str, Any],
         keys: str | list[str],
         leaves: slice = slice(None),
+        settings: Settings = Settings(),  # noqa: B008 - it is frozen
         **annotations: Any,
     ) -> Upload:
         wanted = [keys] if isinstance(keys, str) else keys
-        upload = Upload.prepare(dsk, wanted, Settings(), annotations)
+        upload = Upload.prepare(dsk, wanted, settings, annotations)
         await self.store.open(600)
         for batch in upload.batches():
             await self.store.put(batch, 600)
@@ -77,19 +79,20 @@ class Job:
         assert await self.store.create(new) is Status.OK
         return upload
 
-    def incarnation(self, remaining: float = 600) -> Incarnation:
+    def incarnation(self, remaining: float = 600, threads: int = 1) -> Incarnation:
         job_id = self.store.job_id
         invocation = Invocation(job_id, "0")
         return Incarnation(
             invocation,
             self.store,
             PlanCache(job_id),
-            self.worker,
+            self.workers,
             self.reader,
             request_id="request",
             remaining=remaining,
             invoke=self.invoke,
             meter=Meter(),
+            threads=threads,
         )
 
     async def invoke(self, invocations: Sequence[Invocation]) -> None:
@@ -116,7 +119,8 @@ async def job(connections: Connections, worker: Worker) -> AsyncIterator[Job]:
     yield made
     await made.store.cancel(JobState.CANCELLED, b"")
     await made.store.finish()
-    made.reader.close(wait=True)
+    for thread in (*made.workers, made.reader):
+        thread.close(wait=True)
 
 
 async def test_a_renewal_says_what_runs(job: Job, tmp_path: Path) -> None:
@@ -723,3 +727,225 @@ async def test_nobody_waits(job: Job) -> None:
     assert await incarnation.run() is Status.OK
     assert asyncio.get_running_loop().time() > begun
     assert incarnation.idle == 0
+
+
+# Several tasks at once ------------------------------------------------------------------------
+
+SOON = 20.0
+"""Seconds that tasks wait for each other; then they are not run at the same time."""
+meeting = threading.Barrier(2)
+"""In this process, where incarnations of these tests run."""
+released = threading.Event()
+
+
+def meet(value: Any, *_: Any) -> Any:
+    """Wait until another task is here, too."""
+    meeting.wait(SOON)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits() -> Iterator[None]:
+    meeting.reset()
+    released.clear()
+    yield
+    released.set()
+    meeting.abort()
+
+
+PAIR: dict[str, Any] = {"a": (meet, 1), "b": (meet, 2), "total": (sum, ["a", "b"])}
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}])
+@pytest.mark.parametrize("threads", [2, 3])
+async def test_tasks_that_wait_for_each_other(
+    job: Job, threads: int, limits: dict[str, Any]
+) -> None:
+    await job.create(PAIR, "total", **limits)
+    incarnation = job.incarnation(threads=threads)
+    assert await incarnation.run() is Status.OK
+    assert await result(job) == 3
+    assert len(incarnation._values) == 0
+    assert len(job.workers) == threads
+
+
+async def test_a_job_says_how_many_tasks_run_at_once(job: Job) -> None:
+    await job.create(PAIR, "total", settings=Settings(threads_per_executor=2))
+    assert await job.incarnation(threads=1).run() is Status.OK
+    assert await result(job) == 3
+
+
+async def test_what_a_fan_out_leads_to_runs_at_once(job: Job) -> None:
+    graph = {"root": (int, 5), "a": (meet, "root"), "b": (meet, "root", 1)}
+    await job.create({**graph, "total": (sum, ["a", "b", "root"])}, "total")
+    assert await job.incarnation(threads=2).run() is Status.OK
+    assert await result(job) == 15
+
+
+def fails_beside() -> None:
+    meeting.wait(SOON)
+    raise ValueError("on purpose")
+
+
+def goes_on(*_: Any) -> int:
+    meeting.wait(SOON)
+    released.wait()
+    return 1
+
+
+async def test_a_task_that_fails_beside_another_one(job: Job) -> None:
+    upload = await job.create({"a": (fails_beside,), "b": (goes_on,), "c": (max, "a", "b")}, "c")
+    assert await job.incarnation(threads=2).run() is Status.STOP
+    outcome = await job.store.outcome()
+    assert wire.unpack(outcome.error)[:2] == [b"task", upload.plan.numbers["a"]]
+    released.set()
+
+
+def again() -> int:
+    """Raises, then waits for another task in the second try."""
+    calls.append("tried")
+    if len(calls) == 1:
+        raise OSError("only this time")
+    meeting.wait(SOON)
+    return len(calls)
+
+
+@pytest.mark.parametrize("limits", [{}, {"timeout": 60}])
+async def test_a_task_is_tried_again_beside_another_one(job: Job, limits: dict[str, Any]) -> None:
+    calls.clear()
+    graph = {"a": (again,), "b": (meet, 5), "total": (max, "a", "b")}
+    await job.create(graph, "total", retries=1, **limits)
+    assert await job.incarnation(threads=2).run() is Status.OK
+    assert calls == ["tried", "tried"]
+    assert await result(job) == 5
+
+
+def waits_at_first() -> int:
+    """Too long for its time, but not in the second try."""
+    calls.append("tried")
+    if len(calls) == 1:
+        released.wait()
+    return len(calls)
+
+
+def waits_for_the_other() -> int:
+    """Until that is tried again."""
+    while len(calls) < 2:
+        released.wait(0.01)
+    return 5
+
+
+async def test_a_thread_that_is_given_up_is_not_that_of_another_task(job: Job) -> None:
+    calls.clear()
+    graph = {"a": (waits_at_first,), "b": (waits_for_the_other,), "total": (sum, ["a", "b"])}
+    await job.create(graph, "total", retries=1, timeout=0.3)
+    assert await job.incarnation(threads=2).run() is Status.OK
+    assert await result(job) == 7
+    released.set()
+
+
+async def test_last_words_name_the_task_that_runs_for_longest(job: Job, tmp_path: Path) -> None:
+    begun, awaited, after = (tmp_path / name for name in ("begun", "awaited", "after"))
+    graph = {
+        "slow": (touch_and_wait, str(begun), str(awaited)),
+        "quick": (len, "x"),
+        "later": (touch_and_wait, str(after), str(awaited), "quick"),
+    }
+    upload = await job.create(graph, ["slow", "later"])
+    numbers = upload.plan.numbers
+    incarnation = job.incarnation(threads=2)
+    running = asyncio.create_task(incarnation.run())
+    try:
+        async with asyncio.timeout(SOON):
+            while not (begun.exists() and after.exists()):
+                await asyncio.sleep(0.01)
+        words = LastWords.unpack(incarnation._last_words())
+        since = {progress.task: progress.since for progress in incarnation._runs}
+    finally:
+        awaited.touch()
+        assert await running is Status.OK
+    assert since.keys() == {numbers["slow"], numbers["later"]}
+    assert words is not None
+    assert words.task == min(since, key=since.__getitem__)
+
+
+TWICE: dict[str, Any] = {
+    "n": (int, 220),
+    "a": (iter, (list, (range, "n"))),
+    "b": (iter, (list, (range, "n"))),
+    "left": (consume, "a"),
+    "right": (consume, "b"),
+    "total": (sum, ["left", "right"]),
+}
+
+
+async def test_two_tasks_that_are_cut_short_are_handed_over_whole(job: Job) -> None:
+    consumed.set()
+    await job.create(TWICE, "total")
+    assert await job.incarnation(remaining=0.8, threads=2).run() is Status.OK
+    assert job.invoked == ["0"], "it was handed over"
+    assert await job.incarnation(threads=2).run() is Status.OK
+    assert await result(job) == 2 * sum(range(220))
+
+
+async def test_two_iterators_that_are_used_up_are_nothing_that_was_done(job: Job) -> None:
+    """Each of the tasks would find that the other one's has run, and all would begin anew."""
+    consumed.set()
+    graph = {**TWICE, "a": (iter, list(range(220))), "b": (iter, list(range(220)))}
+    del graph["n"]
+    await job.create(graph, "total")
+    assert await job.incarnation(remaining=0.6, threads=2).run() is Status.STOP
+    outcome = await job.store.outcome()
+    assert wire.unpack(outcome.error)[0] == b"timeout"
+
+
+async def test_what_is_done_beside_a_task_that_is_cut_short_passes(job: Job) -> None:
+    consumed.set()
+    quick = {f"x{i}": (int, i) for i in range(50)}
+    graph = {"i": (iter, list(range(220))), "slow": (consume, "i"), **quick}
+    graph["total"] = (sum, [*quick, "slow"])
+    await job.create(graph, "total")
+    assert await job.incarnation(remaining=0.8, threads=2).run() is Status.OK
+    passed = await job.store._connections.command(0, "HGET", job.store._key("job"), "passed")
+    assert int(passed) >= 50, "all but what was cut short, and what it has used up"
+    assert await job.incarnation(threads=2).run() is Status.OK
+    assert await result(job) == sum(range(220)) + sum(range(50))
+
+
+class Heavy:
+    """A value that says how many of its kind there are."""
+
+    alive = 0
+    peak = 0
+
+    def __init__(self) -> None:
+        Heavy.alive += 1
+        Heavy.peak = max(Heavy.peak, Heavy.alive)
+
+    def __del__(self) -> None:
+        Heavy.alive -= 1
+
+
+def heavy(*_: Any) -> Heavy:
+    return Heavy()
+
+
+def release(_: Heavy) -> None:
+    released.set()
+
+
+def wait_for_release() -> bool:
+    return released.wait(SOON)
+
+
+async def test_values_are_freed_while_another_task_runs(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "RUN_LIMIT", 10)
+    Heavy.peak = 0
+    graph: dict[str, Any] = {"h0": (heavy,)}
+    graph |= {f"h{i}": (heavy, f"h{i - 1}") for i in range(1, 100)}
+    graph |= {"done": (release, "h99"), "beside": (wait_for_release,)}
+    await job.create(graph, ["done", "beside"])
+    assert await job.incarnation(threads=2).run() is Status.OK
+    assert 0 < Heavy.peak < 60, "not all of them"

@@ -6,7 +6,7 @@ names say which rule is gone, the lines below them what breaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -56,6 +56,7 @@ SHARING = Policy(arrive=0.2, probe=0.2, offer=0.2)
 BUSY = Weather(Faults(), SHARING)
 LEAVING = Weather(Faults(), replace(SHARING, hand_over=0.1))
 CUT_SHORT = Weather(Faults(), replace(SHARING, cut_short=0.5))
+SLOW = Weather(Faults(lose_request=0.2), SHARING)
 LATE = Weather(Faults(lose_event=0.2, delay_event=0.3), ALONE)
 NETWORK = Weather(Faults(lose_request=0.05, lose_reply=0.1, repeat_request=0.2), ALONE)
 COPIES = Weather(Faults(repeat_request=0.5, sleep=0.03), replace(SHARING, hand_over=0.01))
@@ -72,6 +73,7 @@ WEATHERS = (
     BUSY,
     LEAVING,
     CUT_SHORT,
+    SLOW,
     LATE,
     NETWORK,
     COPIES,
@@ -641,8 +643,10 @@ class EverythingReadyIsPassed(Engine):
 class WhatIsSpoiltIsPassed(Engine):
     """A hand-over passes a task whose output was used up by one that was cut short."""
 
-    def ran(self, count: int | None = None, spoilt: Sequence[int] = ()) -> bool:
-        return super().ran(count)
+    def ran(
+        self, count: int | None = None, spoilt: Sequence[int] = (), *, run: int | None = None
+    ) -> bool:
+        return super().ran(count, run=run)
 
 
 class OtherReadersAreForgotten(Engine):
@@ -655,8 +659,12 @@ class OtherReadersAreForgotten(Engine):
 class WhatWasToldIsSpoilt(Engine):
     """A task whose output is in the store is handed over as if it had not run."""
 
-    def is_only_here(self, number: int) -> bool:
-        return number in self._scheduled
+    def is_only_here(self, number: int, *, run: int | None = None) -> bool:
+        published, self._published = self._published, set()
+        try:
+            return super().is_only_here(number, run=run)
+        finally:
+            self._published = published
 
 
 class FrontiersAreReachedToo(Engine):
@@ -686,6 +694,69 @@ class CommitsAreNotAwaited(Engine):
             self._end_round()
         else:
             super()._work()
+
+
+class InputsOfOtherRunsAreNotAwaited(Engine):
+    """A task is taken while another Run still has to make what it reads."""
+
+    def _waits(self, spec: TaskSpec) -> bool:
+        return False
+
+
+class MarkedInputsOfOtherRunsAreNotAwaited(Engine):
+    """The same for a task of the frontier, whose input was lost with a dead incarnation."""
+
+    def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
+        undone, self._undone = self._undone, {}
+        try:
+            return super()._next_of_frontier(alone=alone)
+        finally:
+            self._undone = undone
+
+
+class ReadersInOtherRunsAreForgotten(Engine):
+    """A value is dropped at the end of a Run, although another one still reads it."""
+
+    def _drop_unread(self, touched: Collection[int]) -> None:
+        readers, self._readers = self._readers, {}
+        try:
+            super()._drop_unread(touched)
+        finally:
+            self._readers = readers
+
+
+class _Everything(Container[int]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+class ValuesGoWithTheReaderThatWasTakenLast(Engine):
+    """As with one thread, but a reader in another Run that was taken before may not have run."""
+
+    def _schedule(self, spec: TaskSpec, own: Container[int]) -> tuple[int, ...]:
+        return super()._schedule(spec, _Everything())
+
+
+class ValuesStayWhileAnythingRuns(Engine):
+    """Nothing is dropped while there is any other Run, and then nobody remembers it."""
+
+    def _drop_unread(self, touched: Collection[int]) -> None:
+        super()._drop_unread(() if self._running else touched)
+
+
+class WhatOtherRunsReadIsSpoilt(Engine):
+    """What has been used up is handed over, although another Run is about to pass with it."""
+
+    def _unrun(self, task: int, undone: Container[int]) -> bool:
+        consumers = self._scheduled.intersection(self._specs[task].consumers)
+        return all(c in undone or c in self._undone for c in consumers)
+
+
+class WhatWasHandedOverIsMissed(Engine):
+    """What is being read for a task that somebody else has been given has to be there."""
+
+    def is_needed(self, number: int) -> bool:
+        return True
 
 
 class OffersAreNotLocked(Engine):
@@ -1002,6 +1073,13 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (FrontiersAreReachedToo, CRASHES),
     (RunsAreNotAwaited, LEAVING),
     (CommitsAreNotAwaited, LEAVING),
+    (InputsOfOtherRunsAreNotAwaited, BUSY),
+    (MarkedInputsOfOtherRunsAreNotAwaited, CRASHES),
+    (ReadersInOtherRunsAreForgotten, BUSY),
+    (ValuesGoWithTheReaderThatWasTakenLast, BUSY),
+    (ValuesStayWhileAnythingRuns, BUSY),
+    (WhatOtherRunsReadIsSpoilt, CUT_SHORT),
+    (WhatWasHandedOverIsMissed, SLOW),
     (OffersAreNotLocked, BUSY),
     (HandedTasksAreReachedAgain, BUSY),
     (TakenTasksAreReached, CRASHES),

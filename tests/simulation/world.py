@@ -158,6 +158,9 @@ class World:
                 setattr(kinds, name, 0.0)
         self.slots = self.rng.randint(1, 4)
         self.servers = 1 if self.rng.random() < 0.7 else 2
+        # Of its own, so that with one thread each seed is what it is without this.
+        self.rng_of_threads = random.Random(f"threads of {self.seed}")
+        self.threads = self.rng_of_threads.randint(1, 3)
         self.groups = self.workload.plan.groups(self.rng.randint(1, self.slots))
         self.bound = BOUND if len(self.workload.plan) < MANY else LONG_BOUND
         self.over = False
@@ -189,7 +192,8 @@ class World:
         """
         unheard: list[Mapping[str, Any]] = []
         self.loop.set_exception_handler(lambda _, told: unheard.append(told))
-        with _quiet(), _small_windows(self.rng), contextlib.closing(self.loop):
+        windows = _small_windows(self.rng, self.rng_of_threads)
+        with _quiet(), windows, contextlib.closing(self.loop):
             try:
                 self.loop.run_until_complete(self._live())
             except Idle:
@@ -514,6 +518,19 @@ class World:
             store.lose(metadata=True, data=True)
 
 
+@dataclass(eq=False)
+class Running:
+    """A Run in flight."""
+
+    steps: Sequence[Step]
+    ran: int = 0
+
+    @property
+    def task(self) -> int:
+        """What runs now."""
+        return self.steps[self.ran].task
+
+
 class Executor:
     """The shell around the real engine: what `executor.incarnation` is in the real world."""
 
@@ -527,14 +544,14 @@ class Executor:
         self.name = f"executor {name}/{nonce[6:]}"
         self.nonce = nonce
         self.alive = True
-        self.engine = self.engine_class(Guess(world.policy, world.whims))
+        advice = Guess(world.policy, world.whims)
+        self.engine = self.engine_class(advice, threads=world.threads)
         self.values: dict[int, int] = {}
         self.dropped: dict[int, int] = {}
         self.payloads: dict[int, Payload] = {}
         self.error = b""
         self.asleep_until = 0.0
-        self.steps: list[Step] = []
-        self.ran = 0
+        self.runs: dict[int, Running] = {}
         self.undeleted: set[tuple[int, str]] = set()
         self.done: set[int] = set()
         self.salt = world.rng.getrandbits(31)
@@ -574,12 +591,19 @@ class Executor:
         """The function's time is nearly over: do not start anything, or give up what runs."""
         self.world.hand_overs += 1
         self.engine.hand_over()
-        if not (self.steps and cut_short):
+        if not cut_short:
             return
-        spoilt = self.spoilt(self.steps[self.ran].task)
-        self.steps = []
-        if not self.engine.ran(self.ran, spoilt):
-            self.engine.ran(self.ran)
+        for first, running in list(self.runs.items()):
+            # One may be through before its turn.
+            if self.world.threads == 1 or self.world.rng_of_threads.random() < 0.7:
+                self.cut(first, running)
+
+    def cut(self, first: int, running: Running) -> None:
+        """Give a Run up."""
+        spoilt = self.spoilt(running.task, first)
+        del self.runs[first]
+        if not self.engine.ran(running.ran, spoilt, run=first):
+            self.engine.ran(running.ran, run=first)
             return
         if spoilt:
             self.world.note(f"-- {self.name} has used up {spoilt}")
@@ -591,23 +615,24 @@ class Executor:
 
     def uses_up(self) -> bool:
         """Whether what runs is the only reader of something that was made here."""
-        if not self.steps or self.engine.is_leaving:
+        if not self.runs or self.engine.is_leaving:
             return False
         specs = self.world.workload.specs
-        inputs = filter(self.engine.is_only_here, specs[self.steps[self.ran].task].inputs)
+        reads = chain(*(specs[running.task].inputs for running in self.runs.values()))
+        inputs = filter(self.engine.is_only_here, reads)
         return any(self.done.isdisjoint(specs[number].consumers) for number in inputs)
 
-    def spoilt(self, task: int) -> list[int]:
+    def spoilt(self, task: int, run: int) -> list[int]:
         """What a task that is cut short has used up, and what that was made of, and so on."""
         specs, rng = self.world.workload.specs, self.world.rng
         some = [
             number
             for number in specs[task].inputs
-            if self.engine.is_only_here(number)
+            if self.engine.is_only_here(number, run=run)
             # What goes once has one reader, most times.
             and rng.random() < (0.8 if self.done.isdisjoint(specs[number].consumers) else 0.1)
         ]
-        return list(dict.fromkeys(chain(some, *map(self.spoilt, some))))
+        return list(dict.fromkeys(chain(some, *(self.spoilt(n, run) for n in some))))
 
     def step(self) -> None:
         if not self.alive:
@@ -630,15 +655,18 @@ class Executor:
             case Fetch(objects):
                 self.fetch(objects)
             case Run(steps):
-                self.steps, self.ran = list(steps), 0
-                self.run_next(self.steps)
+                self.check(len(self.runs) < self.world.threads, "more Runs than threads")
+                self.runs[action.first] = Running(steps)
+                self.run_next(self.runs[action.first])
             case Publish(tasks):
                 self.publish(tasks)
             case Send(sequence, commit):
                 self.send(sequence, commit)
             case Drop(objects):
                 for number in objects:
-                    self.values.pop(number, None)
+                    value = self.values.pop(number, None)
+                    if value is not None and number in self.done:
+                        self.dropped[number] = value
             case Delete(objects):
                 self.undeleted.difference_update(objects)
                 self.ask("delete", lambda: store.delete(objects), lambda _: None)
@@ -699,50 +727,59 @@ class Executor:
             self.ask("read", lambda: store.resolve(found), read)
 
         def read(frames: dict[int, bytes | None]) -> None:
-            lost = [number for number, frame in frames.items() if frame is None]
+            lost = [n for n, frame in frames.items() if frame is None and self.engine.is_needed(n)]
             again = self.world.failed_over or self.world.losses
             if lost and (min(lost) < 0 or not again):
                 self.fail(failure.input_lost(lost))
                 return
             expected = self.world.workload.expected() if lost else {}
             for number, frame in frames.items():
+                if frame is None and number not in expected:
+                    continue
                 value = expected[number] if frame is None else whole(wire.loads(frame))
                 self.values[number] = value
             self.engine.fetched({n: len(f or b"") for n, f in frames.items()})
 
         self.ask("fields", lambda: store.read_values(objects), stored)
 
-    def run_next(self, steps: list[Step]) -> None:
-        if steps is not self.steps:
+    def run_next(self, running: Running) -> None:
+        first = running.steps[0].task
+        if self.runs.get(first) is not running:
             return  # It was given up.
         leaving = self.engine.is_leaving and self.world.rng.random() < 0.5
-        if self.ran == len(steps) or leaving:
-            self.steps = []
-            self.engine.ran(self.ran)
+        if running.ran == len(running.steps) or leaving:
+            del self.runs[first]
+            self.engine.ran(running.ran, run=first)
             return
 
         def done(value: int) -> None:
-            if steps is self.steps:
+            if self.runs.get(first) is running:
                 if task in self.done:
                     raise Violation(f"task {task} is run twice by one incarnation")
                 self.done.add(task)
                 self.values[task] = value
                 for number in drops:
                     self.dropped[number] = self.values.pop(number)
-                self.ran += 1
-                self.run_next(steps)
+                running.ran += 1
+                self.run_next(running)
 
-        task, drops = steps[self.ran]
+        task, drops = running.steps[running.ran]
         workload = self.world.workload
         if task == workload.failing:
-            self.steps = []
+            del self.runs[first]
             self.when_awake(lambda: self.fail(self.broken(task)))
             return
+        spec = workload.specs[task]
+        missing = [n for n in spec.inputs + spec.literals if n not in self.values]
+        self.check(not missing, f"task {task} is run, but {missing} are not here")
         value = workload.compute(task, self.values)
         # Slow ones outlast a lease; a thousand of them would outlast everybody's patience.
         slow = 3.0 if len(workload.plan) < MANY else 0.02
         pause = self.world.rng.choice((0.001, 0.01, 0.01, 0.01, 0.01, 0.1, slow))
         self.world.after(pause, lambda: self.when_awake(lambda: done(value)))
+
+    def check(self, holds: bool, otherwise: str) -> None:
+        self.world.check(holds, f"{self.name}: {otherwise}")
 
     def broken(self, task: int) -> bytes:
         """What is told of a task that raises."""
@@ -803,6 +840,9 @@ class Executor:
         if commit.stay is not None:
             tasks = tuple(t for t in engine._made if t not in engine._undone)
             assert len(tasks) == commit.passed
+            if not commit.release:
+                unneeded = [n for n in self.values if not engine.is_here(n)]
+                self.check(not unneeded, f"{unneeded} are kept for nobody")
             self.payloads.clear()
         self.ask(
             "commit",
@@ -850,8 +890,9 @@ def _quiet() -> Iterator[None]:
 class _small_windows:  # noqa: N801 - reads as a statement
     """The engine's limits, so small that small graphs reach them."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, rng_of_threads: random.Random) -> None:
         self._values = {
+            "LEAST_SPLIT": rng_of_threads.choice((0.0, 0.0, 0.001)),
             "RUN_LIMIT": rng.choice((1, 2, 256)),
             "LOAD_AHEAD": rng.choice((1, 2, 512)),
             "FETCH_MOST": rng.choice((1, 3, 4096)),

@@ -2,9 +2,11 @@
 
 The engine decides; this carries out. Each action is a task of one TaskGroup that ends by telling
 the engine what came of it. The engine and the books of this class are touched on the event loop
-only. Tasks of the graph run in the one worker thread, which owns `values` while it runs: the loop
-then only adds what was fetched. Leases are renewed from the loop meanwhile. So nothing is unpickled
-on it either: even a small object may import a library for seconds. One more thread does that.
+only. Tasks of the graph run in worker threads, one for each Run in flight. They all look things up
+in `values`, and add outputs; the loop adds what was fetched, and drops what no Run reads. With one
+thread that one drops outputs itself. Leases are renewed from the loop meanwhile. So nothing is
+unpickled on it either: even a small object may import a library for seconds. One more thread does
+that.
 """
 
 from __future__ import annotations
@@ -141,11 +143,17 @@ class TookTooLong(Exception):
         """Tasks that had to run in the same time."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Progress:
-    """How far a Run has come; the worker thread writes it, the loop reads it."""
+    """How far a Run has come; its worker thread writes it, the loop reads it."""
 
     steps: Sequence[Step]
+    slot: int = 0
+    """Which of the worker threads is its own."""
+    running: asyncio.Future[Any] | None = None
+    """What the loop waits for, while a thread is at it."""
+    resident: int = 0
+    """MB of memory that there were before, if tasks of the name have not been seen; else 0."""
     ran: int = 0
     ends: list[float] = field(default_factory=list)
     """When each of those that have run was through, by the monotonic clock."""
@@ -164,10 +172,20 @@ class Progress:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
+    def first(self) -> int:
+        """What the engine knows the Run by."""
+        return self.steps[0].task
+
+    @property
     def task(self) -> int | None:
         """What runs now."""
         ran = self.ran  # Once: the thread goes on meanwhile.
         return self.steps[ran].task if ran < len(self.steps) else None
+
+    @property
+    def since(self) -> float:
+        """When that was begun, by the monotonic clock; infinite if its thread is not there yet."""
+        return self.ends[-1] if self.ends else self.began
 
     def judge(
         self, program: Program, task: int, error: BaseException, *, half_done: bool
@@ -191,6 +209,8 @@ class Incarnation:
 
     Parameters
     ----------
+    workers
+        Threads for tasks. Where there have to be more, they are added.
     remaining
         Seconds until the function's time is over.
     invoke
@@ -198,6 +218,8 @@ class Incarnation:
         which takes a second.
     meter
         What sharing costs here.
+    threads
+        How many tasks run at once, if the job does not say otherwise.
     """
 
     def __init__(
@@ -205,46 +227,43 @@ class Incarnation:
         invocation: Invocation,
         store: JobStore,
         cache: PlanCache,
-        worker: Worker,
+        workers: list[Worker],
         reader: Worker,
         request_id: str,
         remaining: float,
         invoke: Callable[[Sequence[Invocation]], Awaitable[None]],
         meter: Meter,
+        threads: int = 1,
     ) -> None:
         self._invocation = invocation
         self._meter = meter
         self._executor = invocation.executor
         self._store = store
         self._cache = cache
-        self._worker = worker
+        self._workers = workers
         # One, or modules that import each other would be met half done more often.
         self._reader = reader
         # Apart, so that a limited task begins when it is submitted, and holds nothing else up.
-        self._limited = Worker()
+        self._limited: list[Worker] = []
         self._request_id = request_id
         self._remaining = remaining
         self._ends = time.monotonic() + remaining
         self._invoke = invoke
-        self._engine = Engine()
+        self._engine = Engine(threads=threads)
         self._nonce = secrets.token_hex(8)
         self._values = Values()
         self._payloads: dict[int, Payload] = {}
         self._error = b""
         self._stop = threading.Event()
         self._pause = threading.Event()
-        self._progress = Progress(())
-        self._seen: tuple[int | None, float] = (None, time.monotonic())
+        self._runs: list[Progress] = []
         self._ran = 0
-        self._in_run = False
         self._remaking = 0
-        self._running: asyncio.Future[Any] | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = PlanFacts((), (), 0, 0, 0.0)
         self._policy = Policy(meter.costs, {}, inline_limit=0, span=(0, 0), slots=1)
         self._timer: asyncio.TimerHandle | None = None
-        self._resident = 0
         self._invited: Sequence[tuple[int, int]] = ()
         self._parcels: Sequence[Mapping[str, bytes]] = ()
         self._carried: dict[str, bytes] = {}
@@ -277,12 +296,13 @@ class Incarnation:
             self._stop.set()
             if self._timer is not None:
                 self._timer.cancel()
-            self._limited.close()
+            for worker in self._limited:
+                worker.close()
             # The cancelled tasks' tracebacks lead back here: without this, the values of a finished
             # job stay in the warm sandbox until the cycle collector comes by.
             self._tasks.clear()
             self._values.clear()
-            self._progress = Progress(())
+            self._runs.clear()
             self._payloads.clear()
         return reason
 
@@ -304,7 +324,7 @@ class Incarnation:
                     case Delete(objects):
                         await self._store.delete(objects)
                     case Drop(objects):
-                        self._values.drop(objects)
+                        self._drop(objects)
                     case Invoke(sequence, offers):
                         group.create_task(self._invoke_children(sequence, offers))
                     case InvokeAgain():
@@ -329,9 +349,7 @@ class Incarnation:
             case Fetch(objects):
                 await self._fetch(objects)
             case Run(steps):
-                self._in_run = True
                 await self._run(steps)
-                self._in_run = False
             case Publish(tasks):
                 await self._publish(tasks)
             case Send(sequence, commit):
@@ -416,15 +434,19 @@ class Incarnation:
             self._timer = asyncio.get_running_loop().call_later(pause, self._wake.set)
 
     def _now_running(self) -> Running | None:
-        progress = self._progress
-        task = progress.task if self._running is not None else None
-        if task is None:
+        progress = self._longest()
+        task = None if progress is None else progress.task
+        if progress is None or task is None or not progress.since < math.inf:
             return None
-        since = progress.ends[-1] if progress.ends else progress.began
-        if not since < math.inf:
-            return None
-        grown = max(0, resident_mb() - self._resident) * MB if self._resident else 0
-        return Running(task, since, float(grown))
+        grown = 0
+        if progress.resident and len(self._runs) == 1:  # Else nobody knows whose it is.
+            grown = max(0, resident_mb() - progress.resident) * MB
+        return Running(task, progress.since, float(grown))
+
+    def _longest(self) -> Progress | None:
+        """The Run whose task has run for longest."""
+        running = [p for p in self._runs if p.running is not None and p.task is not None]
+        return min(running, key=lambda progress: progress.since, default=None)
 
     def _saw(self, name: str, value: float) -> None:
         self._meter.saw(name, value)
@@ -479,6 +501,9 @@ class Incarnation:
             self._fail(failure.versions_differ(difference))
             return
         self._facts = PlanFacts.unpack(begun.facts)
+        threads = self._engine.threads = self._facts.threads or self._engine.threads
+        self._workers += [Worker() for _ in range(threads - len(self._workers))]
+        self._limited = [Worker() for _ in range(threads)]
         self._get_policy(begun)
         duties = (self._renew(min(begun.lease / 3, TICK)), self._get_ready(), self._hand_over())
         for duty in duties:
@@ -496,10 +521,9 @@ class Incarnation:
 
     def _last_words(self) -> bytes:
         now = time.monotonic()
-        task = self._progress.task if self._running is not None else None
-        if task != self._seen[0]:
-            self._seen = (task, now)
-        running_for = now - self._seen[1]
+        longest = self._longest()
+        task = None if longest is None else longest.task
+        running_for = 0.0 if longest is None else max(0.0, now - longest.since)
         return LastWords(task, running_for, resident_mb(), limit_mb(), self._ends - now).pack()
 
     async def _get_ready(self) -> None:
@@ -511,7 +535,7 @@ class Incarnation:
         """Before the function's time is over: leave the rest to another incarnation."""
         margin = min(HAND_OVER_MOST, HAND_OVER_SHARE * self._remaining)
         await asyncio.sleep(self._ends - margin - time.monotonic())
-        if not (self._ran or self._progress.ran or self._in_run):
+        if not (self._ran or self._runs):
             self._leave(STARVED)  # It has only read: the next one would not come further.
             return
         self._pause.set()
@@ -520,10 +544,12 @@ class Incarnation:
         await asyncio.sleep(margin / 2)
         if self._remaking and not self._stop.is_set():
             self._leave("it still makes again what is lost, or what a task has used up")
-        elif self._running is not None:
-            self._running.cancel()
-        elif self._in_run and not self._stop.is_set():
+        elif any(progress.running is None for progress in self._runs) and not self._stop.is_set():
             self._leave("it still reads again what a task has used up")
+        else:
+            for progress in self._runs:
+                if progress.running is not None:
+                    progress.running.cancel()
 
     def _leave(self, why: str) -> None:
         """End as if crashed, so that it counts as an attempt."""
@@ -587,6 +613,8 @@ class Incarnation:
                 sizes[number], self._values[number] = cached
         missing = [number for number in objects if number not in sizes]
         found, lost = await self._read(missing)
+        sizes.update((number, 0) for number in lost if not self._engine.is_needed(number))
+        lost = [number for number in lost if number not in sizes]
         if lost:
             log.warning("the store has lost %d objects; they are computed again", len(lost))
             found.update(await self._remake(lost, self._pause))
@@ -699,33 +727,51 @@ class Incarnation:
     # Running ----------------------------------------------------------------------------------
 
     async def _run(self, steps: Sequence[Step]) -> None:
-        if not await self._fresh([task for task, _ in steps]):
-            return
+        progress = Progress(steps, self._free_slot())
+        self._runs.append(progress)
+        if await self._fresh([task for task, _ in steps]):
+            await self._run_fresh(progress)
+        self._runs.remove(progress)
+        self._ran += progress.ran
+
+    def _free_slot(self) -> int:
+        """A thread that no Run has; if there is one, one that has nothing else to do either."""
+        used = {progress.slot for progress in self._runs}
+        free = [slot for slot in range(self._engine.threads) if slot not in used]
+        return next((slot for slot in free if not self._workers[slot].busy), free[0])
+
+    @property
+    def _finished(self) -> int:
+        """Tasks that have run here, and that are not to be run again for what they have lost."""
+        return self._ran + sum(progress.ran for progress in self._runs)
+
+    async def _run_fresh(self, progress: Progress) -> None:
         if self._sent:  # What starting an executor takes, all in all.
             latency, self._sent = time.time() - self._sent, 0.0
             if 0 < latency < LONGEST_START:
                 self._saw("start", latency)
-        progress = self._progress = Progress(steps)
-        first = self._engine.spec(steps[0].task)
+        first = self._engine.spec(progress.first)
         unseen = first is not None and first.name not in self._policy.estimates
-        self._resident = resident_mb() if unseen else 0
-        limits = self._cache.programs[steps[0].task].limits
+        progress.resident = resident_mb() if unseen else 0
+        limits = self._cache.programs[progress.first].limits
         if limits.timeout is None:
             failed = await self._run_unlimited(progress)
         else:
-            failed = await self._run_limited(steps[0], limits)
-        if isinstance(failed, TookTooLong):
-            # The thread that was given up goes on with the values as they were.
-            self._values = self._values.copy()
-        self._ran += progress.ran
+            failed = await self._run_limited(progress, limits)
         self._tell_policy(progress)
         self._check_memory()
         if isinstance(failed, Failed):
             await self._fail_for(failed)
         elif progress.task is None or not self._pause.is_set():
-            self._engine.ran(progress.ran)
+            self._engine.ran(progress.ran, run=progress.first)
         else:
             await self._cut_short(progress, failed)
+
+    def _drop(self, objects: Sequence[int]) -> None:
+        """Forget values; in a thread, if tasks have made them: destructors may take their time."""
+        dropped = self._values.drop(objects)
+        if self._engine.threads > 1:
+            self._reader.submit(dropped.clear)
 
     def _tell_policy(self, progress: Progress) -> None:
         """What has been seen of the tasks that have run."""
@@ -738,11 +784,11 @@ class Incarnation:
 
     def _check_memory(self) -> None:
         """Have all values written, and forgotten, if they are too much; they are read again."""
-        if self._memory.is_scarce() and self._ran > self._spilled:
+        if self._memory.is_scarce() and self._finished > self._spilled:
             held = sum(size_of(value) for value in list(self._values.values()))
             if held > SPILL_LEAST * self._memory.limit * MB and self._engine.spill():
                 log.info("executor %s writes what it holds: %d MB", self._executor, held // MB)
-                self._spilled = self._ran
+                self._spilled = self._finished
 
     def _metered(self, size: int, started: float) -> None:
         """So many bytes have gone one way since then."""
@@ -754,7 +800,7 @@ class Incarnation:
         task = progress.task
         assert task is not None
         if (late is None or not late.begun) and progress.failed is None:
-            self._engine.ran(progress.ran)
+            self._engine.ran(progress.ran, run=progress.first)
             return
         programs = self._cache.programs
         found = await self._in_worker(
@@ -762,17 +808,18 @@ class Incarnation:
                 self._values.spoilt,
                 programs[task].sources,
                 lambda number: programs[number].sources,
-                self._engine.is_only_here,
+                partial(self._engine.is_only_here, run=progress.first),
             )
         )
         spoilt, rest = found or ([], {})
         self._values.update(rest)
-        if self._ran > len(spoilt):
-            if found is not None and self._engine.ran(progress.ran, spoilt):
+        if self._finished > len(spoilt):
+            if found is not None and self._engine.ran(progress.ran, spoilt, run=progress.first):
+                self._ran -= len(spoilt)  # Another Run that is cut short has to count without them.
                 return
             # Somebody else has read it as well, or it cannot be made of what is here.
             if await self._renewed(task, threading.Event()):
-                self._engine.ran(progress.ran)
+                self._engine.ran(progress.ran, run=progress.first)
             elif not self._stop.is_set():
                 self._leave("it cannot make again what a task has used up")
         elif progress.failed is not None and progress.failed.tries:
@@ -809,28 +856,31 @@ class Incarnation:
         return await self._renewed(failed.task, self._pause)
 
     async def _run_unlimited(self, progress: Progress) -> Failed | TookTooLong | None:
-        """Run tasks in the worker thread."""
+        """Run tasks in a worker thread.
+
+        One that is given up goes on with the values of all. It adds the output of a task that
+        counts as not run, which nobody reads.
+        """
         while True:
             run = partial(_run_steps, progress, self._cache, self._values, self._stop, self._pause)
-            failed = await self._await(self._worker, run)
+            failed = await self._await(progress, self._workers[progress.slot], run)
             if not isinstance(failed, Failed):
                 return failed
             if not await self._tried_again(failed):
                 return None if failed.again and self._pause.is_set() else failed
 
-    async def _run_limited(self, step: Step, limits: Limits) -> Failed | TookTooLong | None:
+    async def _run_limited(self, progress: Progress, limits: Limits) -> Failed | TookTooLong | None:
         """Run a task whose time is limited, each try in a thread that can be given up."""
-        task, drops = step
-        progress = self._progress
+        task, drops = progress.steps[0]
         while not (self._stop.is_set() or self._pause.is_set()):
             program = self._cache.programs[task]
             # Of its own, since a thread that is given up may go on for a while.
             values = Values()
             values.update((number, self._values[number]) for number in program.sources)
             progress.began = time.monotonic()
-            error = await self._await(
-                self._limited, partial(_try, task, program, values), limits.timeout
-            )
+            attempt = partial(_try, task, program, values)
+            worker = self._limited[progress.slot]
+            error = await self._await(progress, worker, attempt, limits.timeout)
             if error is None:
                 self._values.add(task, values[task], program.sources)
                 progress.ends.append(time.monotonic())
@@ -846,30 +896,36 @@ class Incarnation:
         return None
 
     async def _await(
-        self, worker: Worker, work: Callable[[], T], seconds: float | None = None
+        self,
+        progress: Progress,
+        worker: Worker,
+        work: Callable[[], T],
+        seconds: float | None = None,
     ) -> T | TookTooLong:
         """What `work` makes of it in a thread, if there is time for it."""
         future = worker.submit(work)
-        self._running = asyncio.wrap_future(future)
+        running = progress.running = asyncio.wrap_future(future)
         try:
-            await asyncio.wait([self._running], timeout=seconds)
-            if self._running.done() and not self._running.cancelled():
+            await asyncio.wait([running], timeout=seconds)
+            if running.done() and not running.cancelled():
                 return future.result()
-            own = not self._running.cancelled()
+            own = not running.cancelled()
             begun = not future.cancelled()
             return TookTooLong(seconds if own else None, worker.stack(), begun=begun)
         finally:
-            self._running = None
+            progress.running = None
             if not future.done():
-                with self._progress.lock:
-                    self._progress.closed = True
+                with progress.lock:
+                    progress.closed = True
                 worker.abandon()
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
-        """What `work` makes of it in the worker thread, or in its successor."""
+        """What `work` makes of it in a worker thread, or in its successor."""
         me = asyncio.current_task()
         while True:
-            future = self._worker.submit(work)
+            # One that has nothing to do, or the first one, when it is through with what it does.
+            workers = self._workers
+            future = next((w for w in workers if not w.busy), workers[0]).submit(work)
             try:
                 return await asyncio.wrap_future(future)
             except asyncio.CancelledError:

@@ -146,19 +146,14 @@ class Values(dict[int, Any]):
     if the task that goes through it has to be run again; unless that is very much, or the iterator
     is too well hidden to be seen at a glance.
 
-    A worker thread may look things up while the event loop drops what is not read any more.
+    Worker threads look things up and add outputs while the event loop drops what is not read any
+    more, each of which is one operation of a dict. Nobody drops what another one still reads, and
+    no two threads add the same; so what a thread has looked up stays for as long as it has to.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._origins: dict[int, dict[int, Any]] = {}
-
-    def copy(self) -> Values:
-        """Another one with the same content."""
-        copied = Values()
-        copied.update(self)
-        copied._origins.update(self._origins)
-        return copied
 
     def add(self, task: int, value: object, sources: Iterable[int]) -> None:
         """An output, and the numbers of what it was made of, which is here."""

@@ -1,4 +1,4 @@
-"""What a warm sandbox keeps: a loop, connections, a worker thread, and caches keyed by job.
+"""What a warm sandbox keeps: a loop, connections, worker threads, and caches keyed by job.
 
 Nothing else survives an invocation. Whatever happens inside one, `handle` returns normally
 wherever it can: raising would make Lambda deliver the event again.
@@ -18,9 +18,10 @@ from typing import Protocol
 
 from wukong_async import wire
 from wukong_async.config import Settings
+from wukong_async.cores import threads_for, usable_cores
 from wukong_async.errors import StoreError, WukongError
 from wukong_async.executor.incarnation import Incarnation
-from wukong_async.executor.memory import PlanCache
+from wukong_async.executor.memory import PlanCache, limit_mb
 from wukong_async.executor.worker import Worker
 from wukong_async.fanout import Fanout
 from wukong_async.invocation import PING, Invocation, versions
@@ -61,7 +62,9 @@ class Service:
         self._making = asyncio.Lock()
         self._meter = Meter()
         self._fanout = Fanout(settings)
-        self._worker = Worker()
+        self.threads = settings.threads_per_executor or threads_for(limit_mb(), usable_cores())
+        """Tasks that run at once, if a job does not say otherwise."""
+        self._workers = [Worker()]
         self._reader = Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
@@ -85,7 +88,8 @@ class Service:
         for held in (self._connections, self._invoker):
             if held is not None:
                 self._loop.run_until_complete(held.__aexit__(None, None, None))
-        self._worker.close()
+        for worker in self._workers:
+            worker.close()
         self._reader.close()
         self._loop.close()
 
@@ -149,12 +153,13 @@ class Service:
             invocation,
             JobStore(connections, invocation.job_id),
             self._cache,
-            self._worker,
+            self._workers,
             self._reader,
             context.aws_request_id,
             context.get_remaining_time_in_millis() / 1000,
             partial(self._invoke, context.invoked_function_arn),
             self._meter,
+            self.threads,
         )
         try:
             reason = await incarnation.run()
@@ -162,8 +167,9 @@ class Service:
             log.warning("executor %s gives up: %s", invocation.executor, error)
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:
-            if self._worker.busy:
-                self._worker.abandon()  # A task that nobody wants any more still computes.
+            for worker in self._workers:
+                if worker.busy:
+                    worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from wukong_async.config import Settings
+from wukong_async.cores import blas_environment, usable_cores
 from wukong_async.errors import ClusterError, ConfigError
 from wukong_async.invoker import LOOPBACK_KEY
 from wukong_async.local.endpoint import HOST, Loopback
@@ -31,13 +32,6 @@ REGION = "us-east-1"
 START_TIMEOUT = 60.0
 """Seconds for all sandboxes to initialise; they take about one."""
 FUNCTION_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
-BLAS_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +69,9 @@ class LocalCluster:
     Parameters
     ----------
     n_workers
-        Sandboxes, each with one task at a time; default: one per core.
+        Sandboxes, each with one executor at a time; default: one per core.
+    threads_per_executor
+        Tasks that run at once in a sandbox; default: the setting of that name, or else 1.
     timeout
         Seconds that one invocation may take.
     memory_size
@@ -101,6 +97,7 @@ class LocalCluster:
         self,
         n_workers: int | None = None,
         *,
+        threads_per_executor: int | None = None,
         timeout: float = 900.0,
         memory_size: int = 3008,
         event_invoke_config: EventInvokeConfig | None = None,
@@ -110,8 +107,11 @@ class LocalCluster:
         faults: Faults | None = None,
     ) -> None:
         if n_workers is None:
-            n_workers = _cores()
+            n_workers = usable_cores()
         check_int("n_workers", n_workers, 1)
+        if threads_per_executor is None:
+            threads_per_executor = Settings.load().threads_per_executor or 1
+        check_int("threads_per_executor", threads_per_executor, 1)
         check_seconds("timeout", timeout)
         check_int("memory_size", memory_size, 1)
         if not isinstance(event_invoke_config, EventInvokeConfig | None):
@@ -123,6 +123,7 @@ class LocalCluster:
         _check_name(function_name)
         _check_environment(environment)
         self.n_workers = n_workers
+        self.threads_per_executor = threads_per_executor
         self._timeout = timeout
         self._memory_size = memory_size
         self._config = event_invoke_config or EventInvokeConfig()
@@ -282,6 +283,7 @@ class LocalCluster:
             "endpoint_url": loopback.url,
             "redis_endpoints": (valkey.url,),
             "max_concurrency": self.n_workers,
+            "threads_per_executor": self.threads_per_executor,
             **self._proxy_settings(),
         }
 
@@ -326,12 +328,18 @@ class LocalCluster:
 
     def _sandbox_environment(self, redis_url: str) -> dict[str, str]:
         # Said even where they are the defaults: the environment may say otherwise.
-        settings = {"redis_endpoints": [redis_url], "preload": True, **self._proxy_settings()}
+        settings = {
+            "redis_endpoints": [redis_url],
+            "preload": True,
+            "threads_per_executor": self.threads_per_executor,
+            **self._proxy_settings(),
+        }
+        cores = usable_cores() // self.n_workers
         # A sandbox imports what its parent can: the user's own modules included.
         path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
         return {
             **os.environ,
-            **dict.fromkeys(BLAS_THREADS, "1"),
+            **blas_environment(self.threads_per_executor, cores, os.environ),
             "PYTHONPATH": os.pathsep.join(path),
             "AWS_ACCESS_KEY_ID": LOOPBACK_KEY,
             "AWS_SECRET_ACCESS_KEY": LOOPBACK_KEY,
@@ -361,10 +369,3 @@ def _check_environment(environment: object) -> None:
                 f"environment: the value of {name!r} must be a str without a NUL; it is a"
                 f" {type(value).__name__}."
             )
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1

@@ -98,6 +98,7 @@ class Upload:
             self.bucket,
             settings.s3_limit,
             self.secret,
+            settings.threads_per_executor,
         )
 
     @property
@@ -143,6 +144,7 @@ class Upload:
             costs or Costs(),
             self.settings.max_concurrency,
             self.settings.leaf_batch,
+            self.settings.threads_per_executor or 1,
         )
 
     def manifest(self, keys: object) -> tuple[bytes, list[tuple[str, wire.Segments]]]:
