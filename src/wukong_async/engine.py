@@ -482,8 +482,18 @@ class Engine:
         else:
             self._passed(commit.stay, reply)
 
+    def refused(self, reason: Status) -> bool:
+        """A renewal was answered with FENCED or STOP; whether that is the end.
+
+        A commit in flight may have ended or released the record itself. Its own answer will say so.
+        """
+        if reason is Status.FENCED and self._sent is not None:
+            return False
+        self.stopped(reason)
+        return True
+
     def stopped(self, reason: Status) -> None:
-        """A renewal or a put was answered with FENCED, STOP or CLOSED."""
+        """A put was answered with CLOSED, or this incarnation is to end for another reason."""
         if self.state is not State.EXIT:
             self._exit(reason)
 

@@ -704,10 +704,8 @@ class Executor:
             return
 
         def renewed(status: Status) -> None:
-            if status is Status.OK:
+            if status is Status.OK or not self.engine.refused(status):
                 self.world.after(pause, lambda: self.renew(pause))
-            else:
-                self.engine.stopped(status)
 
         store, generation = self.store, self.engine.generation
         # At most 31 bytes: Lua and Python pack longer ones differently.

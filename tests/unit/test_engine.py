@@ -293,7 +293,7 @@ def test_stopped_once_stopped_for_good() -> None:
     engine.next_actions()
     engine.begun(Begun(Status.OK, 1, 0, "", 10.0, (0,)))
     engine.next_actions()
-    engine.stopped(Status.FENCED)
+    assert engine.refused(Status.FENCED)
     engine.stopped(Status.STOP)
     assert engine.next_actions() == [Exit(Status.FENCED)]
     engine.loaded(plan.specs)
@@ -923,3 +923,11 @@ def test_an_object_whose_reader_was_handed_over_is_not_needed() -> None:
     assert engine.is_needed(0)
     assert engine.share(offers=[engine.offerable()])
     assert not engine.is_needed(0)
+
+
+def test_a_renewal_that_comes_after_the_last_commit_is_no_end() -> None:
+    job = Stepwise(wide(2), [0, 1])
+    job.ran()
+    assert job.sent, "the last commit is in flight, and has ended the record"
+    assert not job.engine.refused(Status.FENCED)
+    assert job.engine.refused(Status.STOP)

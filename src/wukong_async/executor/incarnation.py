@@ -515,8 +515,9 @@ class Incarnation:
             status = await self._store.renew(
                 self._executor, self._engine.generation, self._nonce, self._last_words()
             )
-            if status is not Status.OK:
-                self._stopped(status)
+            if status is not Status.OK and self._engine.refused(status):
+                self._stop.set()
+                self._wake.set()
                 return
 
     def _last_words(self) -> bytes:
