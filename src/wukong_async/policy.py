@@ -40,6 +40,8 @@ BLIND_STARTS_FAN_IN = 4
 SHARED, LEAST_SPARE = 0.9, 1
 """As many executors as so much of the work is worth starts, less so many (W2): the last ones cost
 the most for what they bring."""
+LEAST_WORK = 0.025
+"""Seconds of work below which nothing is shared: events and commits take their time as well."""
 PAYS = 0.9
 """A group has to be worth so much of its price (W3)."""
 FEW = 8
@@ -571,7 +573,7 @@ class Policy:
         most = SHARED * total / start - LEAST_SPARE
         self._next_offer = now + pause * (1 + self._jitter / 2)
         self.again = min(self.again, self._next_offer)
-        if most < 1:
+        if most < 1 or total < LEAST_WORK:
             return [], False
         if engine.free <= 0:
             if now < self._next_ask:

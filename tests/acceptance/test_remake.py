@@ -9,7 +9,7 @@ import redis.asyncio
 from dask import delayed
 
 from tests.acceptance.functions import add, inc, ones, touch_and_wait
-from tests.conftest import eventually
+from tests.conftest import SPREAD, eventually
 from wukong_async import LocalCluster, WukongClient
 
 
@@ -20,7 +20,10 @@ async def test_lost_values_are_made_again(cluster: LocalCluster, tmp_path: Path)
     large = [delayed(ones)(delayed(inc)(0)) for _ in range(3)]
     waiting = delayed(touch_and_wait)(str(touched), str(awaited), 1)
     (url,) = cluster.settings["redis_endpoints"]
-    async with WukongClient(cluster) as client, redis.asyncio.Redis.from_url(url) as store:
+    async with (
+        WukongClient(cluster, **SPREAD) as client,
+        redis.asyncio.Redis.from_url(url) as store,
+    ):
         computing = asyncio.ensure_future(client.compute(delayed(add)(*large, waiting)))
         async with asyncio.timeout(20):
             while len(keys := [k async for k in store.scan_iter("wukong:*:o[0-9]*")]) < 2:

@@ -15,7 +15,7 @@ from dask import delayed
 
 from tests.acceptance.functions import fails, inc, touch_and_wait
 from tests.acceptance.test_faults import QUICK, appears
-from tests.conftest import keys_of
+from tests.conftest import SPREAD, keys_of
 from wukong_async import LocalCluster, WukongClient
 from wukong_async.errors import StoreLost
 from wukong_async.invoker import Invoker
@@ -230,13 +230,15 @@ async def test_a_plan_that_the_store_forgets(
         await forget(self, *(key for key in keys_of(cluster) if key.endswith(":b0")))
         return await create(self, job)
 
-    async with WukongClient(cluster) as client:
+    # Two leaves and executors, since the first one has this block with its event.
+    total = delayed(max)(delayed(inc)(0), delayed(inc)(1))
+    async with WukongClient(cluster, **SPREAD) as client:
         with monkeypatch.context() as patched:
             patched.setattr(JobStore, "create", forgotten)
             async with asyncio.timeout(20):
                 with pytest.raises(StoreLost, match="lost a part of the plan"):
-                    await client.compute(delayed(inc)(1))
-        assert await client.compute(delayed(inc)(1)) == 2
+                    await client.compute(total)
+        assert await client.compute(total) == 2
 
 
 async def test_what_a_job_still_needs_does_not_expire_while_it_runs(

@@ -1085,7 +1085,6 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (TakenTasksAreReached, CRASHES),
     (WhatIsMissingIsOffered, CRASHES),
     (MarksAreIgnored, CRASHES),
-    (MarksStay, CRASHES),
     (UnfinishedInputsArrive, BUSY),
     (CutCommitsPassFirst, BUSY),
     (ArrivalsOfSuccessorsAreCounts, CRASHES),
@@ -1114,6 +1113,8 @@ ONLY_DEARER: Sequence[tuple[type, Weather]] = (
     *((UnfinishedInputsAreProbed, weather) for weather in (LEAVING, CRASHES)),
     # Its edges have arrived, and arrive once; but a successor brings them again.
     (ClaimsAreNotTaken, CRASHES),
+    # What waits for nothing is run in the next round.
+    (MarksStay, CRASHES),
     # An executor that is invoked again does not find the plan there either, which ends the job.
     (LostMarksAreNotMissed, LOSSES),
 )
