@@ -891,7 +891,10 @@ def first_groups(
     count = int(min(SHARED * total / costs.start - LEAST_SPARE, slots, len(leaves)))
     while count > 1:
         groups = _by_work(leaves, seconds, total / count)
-        if _moved(specs, estimates, groups) / costs.bandwidth <= total / (len(groups) + 1):
+        moving = _moved(specs, estimates, groups) / costs.bandwidth
+        least = min(_closed(specs, seconds, groups))
+        # Who soon needs what others make would have to write all that it has made, and leave.
+        if moving <= total / (len(groups) + 1) and least >= total / len(groups) / 2:
             return groups
         count //= 2
     return [leaves]
@@ -906,6 +909,23 @@ def _by_work(leaves: Sequence[int], seconds: Sequence[float], share: float) -> l
             groups.append([])
         groups[-1].append(leaf)
     return groups
+
+
+def _closed(
+    specs: Sequence[TaskSpec], seconds: Sequence[float], groups: Sequence[Sequence[int]]
+) -> list[float]:
+    """Seconds of the tasks that each group can run without the others."""
+    owners = {leaf: index for index, group in enumerate(groups) for leaf in group}
+    work = [0.0] * len(groups)
+    for spec in specs:
+        owner = owners.get(spec.number, -1)
+        if spec.inputs:
+            found = {owners[d] for d in spec.inputs}
+            owner = found.pop() if len(found) == 1 else -1
+            owners[spec.number] = owner
+        if owner >= 0:
+            work[owner] += seconds[spec.number]
+    return work
 
 
 def _moved(
