@@ -113,8 +113,10 @@ class Meter:
     def saw(self, name: str, value: float) -> None:
         """One of the costs was measured."""
         value = max(value, LEAST_START) if name == "start" else value
-        self._counts[name] = min(self._counts[name] + 1, RECENT)
         before = getattr(self.costs, name)
+        self._counts[name] = min(self._counts[name] + 1, RECENT)
+        if value < before / 2:  # What was slow the first time is seldom so again.
+            self._counts[name] = min(self._counts[name], 2)
         if name == "bandwidth":  # What is averaged is the time that a byte takes.
             after = 1 / (1 / before + (1 / value - 1 / before) / self._counts[name])
         else:
@@ -449,6 +451,8 @@ class Policy:
                 due = now + self._hold
             elif others and all(self._is_ours(engine, d) for d in others):
                 continue  # It stays.
+            elif any(self._was_given(d) and not engine.is_mine(d) for d in others):
+                due = now  # Who was given it will soon have nothing else to do.
             else:
                 due = now + self._patience(spec.number)
             self._due[consumer] = min(due, self._due.get(consumer, math.inf))
