@@ -29,6 +29,9 @@ RECENT = 4
 """A cost is the mean of about as many last measurements."""
 REMEMBERED = 4
 """What is remembered from other jobs counts as much as so many tasks of this one."""
+LONGEST_NAME = 100
+"""Characters of a name that is remembered."""
+MOST_FIGURE = 1e15
 NOTABLE = 2.0
 """What has changed less is not worth telling."""
 MOST_NAMES = 200
@@ -140,10 +143,25 @@ class Estimate:
         self.size += (size - self.size) / self.count
 
 
+def is_fit(name: str) -> bool:
+    """Whether tasks of this name can be remembered: a key may be anything."""
+    return 0 < len(name) <= LONGEST_NAME and name.isprintable()
+
+
+def is_sound(name: str, figures: object) -> bool:
+    """Whether figures are what `remembered` makes; those of another version may not be."""
+    if not isinstance(figures, list) or len(figures) != (3 if name else 4):
+        return False
+    if not all(isinstance(each, int | float) and 0 <= each < MOST_FIGURE for each in figures):
+        return False
+    return bool(name) or all(figures)
+
+
 def remembered(estimates: Mapping[str, Estimate], costs: Costs) -> dict[str, list[float]]:
     """What others should know, as it travels; the costs go under no name."""
     longest = sorted(estimates.items(), key=lambda item: -item[1].count * item[1].seconds)
-    seen = {name: [e.count, e.seconds, e.size] for name, e in longest[:MOST_NAMES] if name}
+    fit = [(name, e) for name, e in longest if is_fit(name)][:MOST_NAMES]
+    seen = {name: [e.count, e.seconds, e.size] for name, e in fit}
     return {**seen, "": [costs.start, costs.round_trip, costs.bandwidth, costs.invoke]}
 
 

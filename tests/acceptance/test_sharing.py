@@ -11,7 +11,7 @@ import numpy as np
 from dask import delayed
 
 from tests.acceptance.functions import inc
-from wukong_async import LocalCluster, WukongClient
+from wukong_async import LocalCluster, WukongClient, wire
 from wukong_async.store import Connections, JobStore
 
 
@@ -102,3 +102,22 @@ async def test_the_store_keeps_what_is_needed_and_no_more(cluster: LocalCluster)
     async with WukongClient(cluster, leaf_batch=1, hold=0) as client:
         assert await client.compute(delayed(ends)(x, x)) == 20.0
         assert client.history[-1].store_peak_bytes <= 2 * 20_000_400
+
+
+async def test_what_is_remembered_may_be_anything(
+    client: WukongClient, cluster: LocalCluster
+) -> None:
+    """Another version has written it, or somebody else."""
+    endpoints = cluster.settings["redis_endpoints"]
+    total = delayed(sum)([delayed(inc)(i) for i in range(20)])
+    for found in (b"", b"\xc1", b"\x93\x01\x02", wire.pack([1]), wire.pack([0.0] * 4), b"\xc0"):
+        async with Connections(endpoints, 10) as connections:
+            for name in ("", "inc", "sum"):
+                await connections.command(0, "SET", f"wukong:seen:{name}", found)
+        assert await client.compute(total) == sum(range(1, 21))
+
+
+async def test_keys_that_cannot_be_remembered(client: WukongClient) -> None:
+    strange = ["\udc80", "x" * 10_000, "a\nb", "ü-1", ("t\x00", 1)]
+    graph: dict[Any, Any] = {key: (inc, i) for i, key in enumerate(strange)}
+    assert await client.compute(graph, strange) == tuple(range(1, 6))

@@ -267,6 +267,9 @@ class Incarnation:
         self._invited: Sequence[tuple[int, int]] = ()
         self._parcels: Sequence[Mapping[str, bytes]] = ()
         self._carried: dict[str, bytes] = {}
+        self._remembering: asyncio.Task[None] | None = None
+        self._known: dict[str, Sequence[float]] = {}
+        """What others know of tasks by name."""
         self._busy = 0
         self.idle = 0.0
         """Seconds in which nothing ran, was read, written or asked: none, since nobody waits."""
@@ -293,6 +296,8 @@ class Incarnation:
         except BaseExceptionGroup as many:
             raise plain(many) from None
         finally:
+            if self._remembering is not None:
+                await asyncio.wait([self._remembering])
             self._stop.set()
             if self._timer is not None:
                 self._timer.cancel()
@@ -369,12 +374,12 @@ class Incarnation:
         started = time.monotonic()
         news: Mapping[str, Sequence[float]] = {}
         if commit.stay is not None:
-            news = news_of(self._policy.estimates, self._meter, self._facts.seen)
-        sending = self._store.commit(self._executor, generation, self._nonce, sequence, body)
-        if news:  # At the same time, so that nobody waits for it.
-            reply, _ = await asyncio.gather(sending, self._store.remember(news))
-        else:
-            reply = await sending
+            news = news_of(self._policy.estimates, self._meter, self._known)
+        if news and (self._remembering is None or self._remembering.done()):
+            # At the same time, so that nobody waits for it.
+            self._remembering = asyncio.create_task(self._store.remember(news))
+            self._known |= news
+        reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
         now = time.monotonic()
         if len(body) < LEAST_METERED:
             self._saw("round_trip", now - started)
@@ -458,6 +463,7 @@ class Incarnation:
         hints = self._invocation.hints
         facts = self._facts
         estimates, costs = recalled(facts.seen)
+        self._known = dict(facts.seen)
         if costs is not None:
             self._meter.believe(costs)
         if hints is not None:

@@ -22,7 +22,7 @@ from wukong_async.config import Settings, is_nearby
 from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
 from wukong_async.invocation import Hints, versions
 from wukong_async.invoker import Invoker
-from wukong_async.policy import NEARBY, remembered
+from wukong_async.policy import NEARBY, is_sound, remembered
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.scheduler.explained import explained
 from wukong_async.scheduler.results import collect, named
@@ -182,7 +182,8 @@ class Job:
         names = await self._in_thread(upload.names)
         self._store.bucket = upload.bucket
         await self._store.open(ttl)
-        seen = await self._store.recall(["", *names])
+        found = await self._store.recall(["", *names])
+        seen = {name: figures for name, figures in found.items() if is_sound(name, figures)}
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
             seen[""] = remembered({}, NEARBY)[""]
         upload.seen = seen

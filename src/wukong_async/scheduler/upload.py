@@ -27,7 +27,7 @@ from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
 from wukong_async.invocation import MOST_CARRIED
 from wukong_async.invoker import region_of
 from wukong_async.plan import Plan
-from wukong_async.policy import MOST_NAMES, Costs, first_groups, recalled
+from wukong_async.policy import MOST_NAMES, Costs, first_groups, is_fit, recalled
 from wukong_async.store import MANIFEST, Bucket, block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
@@ -133,7 +133,7 @@ class Upload:
 
     def names(self) -> list[str]:
         """What its tasks are called, each once."""
-        return list(dict.fromkeys(map(name_of, self.plan.keys)))[:MOST_NAMES]
+        return list(filter(is_fit, dict.fromkeys(map(name_of, self.plan.keys))))[:MOST_NAMES]
 
     def groups(self) -> list[list[int]]:
         """The leaves that each of the first executors begins with."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from msgpack.exceptions import UnpackException
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from wukong_async import wire
 from wukong_async.compression import bandwidth
 from wukong_async.config import Settings
+from wukong_async.errors import StoreError
 from wukong_async.protocol import (
     Begun,
     JobState,
@@ -58,6 +62,8 @@ REGISTRY = "wukong:jobs"
 SEEN = "wukong:seen:"
 """Before the name of tasks; on each server, what they were like in the jobs whose metadata it has
 had."""
+SEEN_TIMEOUT = 1.0
+"""Seconds to write that."""
 SEEN_TTL = 7 * 24 * 3600.0
 """Seconds for which that is remembered."""
 MOST_LAPSED = 100
@@ -330,26 +336,32 @@ class JobStore:
             *(self._connections.call(s, scripts.EXTEND, self._index(), _ms(ttl)) for s in shards)
         )
 
-    async def recall(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """What is remembered of tasks by name; see `remember`."""
+    async def recall(self, names: Sequence[str]) -> dict[str, Any]:
+        """What is remembered of tasks by name (see `remember`), perhaps by another version.
+
+        Empty where the server's user may not read it: it only saves time.
+        """
         words = ("MGET", *(f"{SEEN}{name}" for name in names))
-        found = await self._connections.command(self._shard, *words)
-        return {
-            name: wire.unpack(packed)
-            for name, packed in zip(names, found, strict=True)
-            if packed is not None
-        }
+        seen: dict[str, Any] = {}
+        with suppress(StoreError):
+            found = await self._connections.command(self._shard, *words)
+            for name, packed in zip(names, found, strict=True):
+                with suppress(ValueError, UnpackException):
+                    if packed is not None:
+                        seen[name] = wire.unpack(packed)
+        return seen
 
     async def remember(self, seen: Mapping[str, Sequence[float]]) -> None:
-        """Keep for other jobs what tasks are like, by name. No key of the job."""
+        """Keep for other jobs what tasks are like, by name. No key of the job.
 
-        async def write(client: Redis) -> None:
-            async with client.pipeline(transaction=False) as pipe:
+        Once, and if that fails it is not worth a second try.
+        """
+        client = self._connections.client(self._shard)
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(SEEN_TIMEOUT), client.pipeline(transaction=False) as pipe:
                 for name, figures in seen.items():
                     pipe.set(f"{SEEN}{name}", wire.pack(list(figures)), px=_ms(SEEN_TTL))
                 await pipe.execute()
-
-        await self._connections.ask(self._shard, write)
 
     # Objects ----------------------------------------------------------------------------------
 
