@@ -450,7 +450,7 @@ class Executor:
 
         def replied() -> None:
             reply = self.reply
-            self.policy.replied(self.engine, commit.offers, reply.accepted, world.now)
+            self.policy.replied(self.engine, commit.offers, reply, world.now)
             self.engine.replied(reply)
 
         def arrive() -> None:

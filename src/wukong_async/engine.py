@@ -203,6 +203,9 @@ class Advice(Protocol):
     def bytes_of(self, task: TaskSpec) -> float:
         """About how large its output is; 0 if nothing is known."""
 
+    def may_read_ahead(self) -> bool:
+        """Whether to read inputs of more than the next task, as others may take the rest."""
+
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
     ) -> tuple[Iterable[int], Iterable[int]]:
@@ -219,6 +222,10 @@ class NoAdvice:
     def bytes_of(self, task: TaskSpec) -> float:
         """See `Advice`."""
         return 0.0
+
+    def may_read_ahead(self) -> bool:
+        """See `Advice`."""
+        return True
 
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
@@ -712,6 +719,7 @@ class Engine:
         most = FETCH_FIRST
         if self._object_bytes:
             most = int(min(FETCH_MOST, self.fetch_bytes / self._object_bytes))
+        ahead = self.advice.may_read_ahead()
         while self._window < self._ahead and self._flights < FETCH_FLIGHT:
             wanted: list[int] = []
             held = 0.0
@@ -720,7 +728,9 @@ class Engine:
                 if spec is None:
                     break
                 objects = spec.inputs + spec.literals
-                if self._window > self._head and len(self._need) + len(objects) > most:
+                if self._window > self._head and (
+                    not ahead or len(self._need) + len(objects) > most
+                ):
                     break
                 self._window += 1
                 missing = self._want(objects)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 
 from wukong_async.engine import Engine
-from wukong_async.protocol import TaskSpec
+from wukong_async.protocol import Reply, TaskSpec
 
 LASTING = 64
 """An estimate is the mean of about as many last tasks of a name."""
@@ -329,6 +329,10 @@ class Policy:
         estimate = self.estimates.get(task.name)
         return 0.0 if estimate is None else estimate.size
 
+    def may_read_ahead(self) -> bool:
+        """Not while it is about to be seen what of it others may take."""
+        return not self._learning
+
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
     ) -> tuple[Iterable[int], Iterable[int]]:
@@ -379,10 +383,13 @@ class Policy:
         self,
         engine: Engine,
         offers: Sequence[Sequence[int]],
-        accepted: Sequence[bool],
+        reply: Reply,
         now: float,
     ) -> None:
         """What a commit has offered, and the answer."""
+        accepted = reply.accepted
+        if len(reply.claims) > 1:
+            self._next_offer = 0.0  # Before all of their inputs are read.
         self._given += [
             self.span_of(group) for group, yes in zip(offers, accepted, strict=False) if yes
         ]

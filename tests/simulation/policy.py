@@ -88,6 +88,9 @@ class Guess:
     def bytes_of(self, task: TaskSpec) -> float:
         return 0.0
 
+    def may_read_ahead(self) -> bool:
+        return self.policy.known == 1.0 or self.rng.random() < self.policy.known
+
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
     ) -> tuple[Iterable[int], Iterable[int]]:

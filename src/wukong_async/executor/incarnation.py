@@ -385,7 +385,7 @@ class Incarnation:
             self._saw("round_trip", now - started)
         self._invited = [self._policy.span_of(group) for group in commit.offers]
         self._parcels = parcels
-        self._policy.replied(self._engine, commit.offers, reply.accepted, now)
+        self._policy.replied(self._engine, commit.offers, reply, now)
         self._engine.replied(reply)
 
     def _parcel(self, group: Sequence[int], payloads: Mapping[int, Payload]) -> dict[str, bytes]:
