@@ -59,6 +59,8 @@ class PlanFacts:
     part_size: int
     ttl: float
     """Seconds that an object may live without being extended."""
+    tasks: int = 0
+    """How many there are."""
     slots: int = 1
     """Executors that may be there at the same time."""
     hold: float | None = None
@@ -84,6 +86,7 @@ class PlanFacts:
                 self.inline_limit,
                 self.part_size,
                 self.ttl,
+                self.tasks,
                 self.slots,
                 self.hold,
                 dict(self.seen),

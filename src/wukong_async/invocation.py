@@ -110,7 +110,8 @@ class Hints:
                 dict(objects),
                 str(mac),
             ] if all(map(_is_figures, seen.values())) and all(
-                isinstance(data, str) and data.isascii() for data in objects.values()
+                isinstance(data, str) and data.isascii() and name.isascii()
+                for name, data in (*objects.items(), ("", mac))
             ):
                 return cls(float(sent), first, until, alone, seen, room, objects, mac)
         return None

@@ -43,6 +43,8 @@ BLIND_STARTS_FAN_IN = 4
 SHARED, LEAST_SPARE = 0.9, 1
 """As many executors as so much of the work is worth starts, less so many (W2): the last ones cost
 the most for what they bring."""
+MOST_EDGES = 10_000
+"""Inputs that are told or probed in one commit: a larger one holds up others."""
 LEAST_WORK = 0.025
 """Seconds of work below which nothing is shared: events and commits take their time as well."""
 PAYS = 0.9
@@ -138,6 +140,7 @@ class Estimate:
 
     def saw(self, seconds: float, size: float) -> None:
         """Another one has run."""
+        seconds = max(seconds, 0.0)
         self.count = min(self.count + 1, LASTING)
         self.seconds += (seconds - self.seconds) / self.count
         self.size += (size - self.size) / self.count
@@ -201,7 +204,7 @@ def recalled(
         if count
     }
     costs = seen.get("")
-    return estimates, Costs(*costs) if costs else None
+    return estimates, Costs(*costs) if costs and all(costs) else None
 
 
 def waited_in(seen: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -297,8 +300,13 @@ class Policy:
         self._sizes: dict[int, float] = {}
         self._due: dict[int, float] = {}
         """Fan-in → when its inputs that are here are to be told."""
+        self._next_due = math.inf
+        """The first of those times, or before."""
+        self._round = 0
+        self._ours: dict[int, int] = {}
+        self._awaiting: dict[int, bool] = {}
         self._awaited: dict[int, int] = {}
-        """Fan-in → an input of it that is still to be made here; -1: there is none."""
+        """Fan-in → how many of its first inputs are not to be made here any more."""
         self._probed: dict[int, float] = {}
         """Fan-in → when it was probed."""
         self._looked = 0.0
@@ -310,6 +318,10 @@ class Policy:
         self._next_ask = 0.0
         self._learning = False
         """Whether a look waits for blocks of the plan; meanwhile Runs are short."""
+        self._sample: Sequence[int] = ()
+        """Ready tasks at the far end of what has been read, at this look;"""
+        self._balances: dict[tuple[int, int], tuple[float, float]] = {}
+        self._fan_ins: dict[int, tuple[bool, float, int, float]] = {}
         self._near: Mapping[int, float] = {}
         """What can be run without anybody else, as far as the last look has seen."""
         self._queued = 0
@@ -393,6 +405,10 @@ class Policy:
         self._given += [
             self.span_of(group) for group, yes in zip(offers, accepted, strict=False) if yes
         ]
+        if any(accepted):
+            self._ours.clear()
+            self._awaiting.clear()
+            self._awaited.clear()
         if self.alone and any(accepted):
             self.alone = False
             made = dict.fromkeys(d for edges in engine.pending.values() for _, d in edges)
@@ -406,11 +422,13 @@ class Policy:
 
         Of what has been seen to wait only, that it takes so long at the least.
         """
-        waited = {
-            name: max(now - since, self._waited.get(name, 0.0)) for name, since in self._met.items()
-        }
+        waited = [
+            (max(now - since, self._waited.get(name, 0.0)), name)
+            for name, since in self._met.items()
+            if is_fit(name)
+        ]
         return {
-            **{name: [0, seconds, 0.0] for name, seconds in waited.items()},
+            **{name: [0, seconds, 0.0] for seconds, name in sorted(waited)[-MOST_NAMES:]},
             **remembered(self.estimates, self.costs),
         }
 
@@ -419,6 +437,12 @@ class Policy:
     def look(self, engine: Engine, now: float, running: Running | None = None) -> Sharing | None:
         """What to say to others now, if anything; `again` is when to look next."""
         self.again, self._looked = math.inf, now
+        if self._round != engine.rounds:  # All that was here has been told.
+            self._round = engine.rounds
+            for books in (self._due, self._probed, self._ours, self._awaiting, self._awaited):
+                books.clear()
+            self._sizes.clear()
+            self._next_due = math.inf
         self._begun = now if self._begun is None else self._begun
         if engine.is_busy:
             return None  # The answer is a reason to look again.
@@ -470,17 +494,38 @@ class Policy:
         for consumer in spec.consumers:
             if consumer not in engine.pending:
                 continue
-            reader = engine.spec(consumer)
-            others = () if reader is None else reader.inputs
             if self._hold is not None:
                 due = now + self._hold
-            elif others and all(self._is_ours(engine, d) for d in others):
+            elif self._is_all_ours(engine, consumer):
                 continue  # It stays.
-            elif any(self._was_given(d) and not engine.is_mine(d) for d in others):
+            elif self._awaits_given(engine, consumer):
                 due = now  # Who was given it will soon have nothing else to do.
             else:
                 due = now + self._patience(spec.number)
             self._due[consumer] = min(due, self._due.get(consumer, math.inf))
+            self._next_due = min(self._next_due, due)
+
+    # A fan-in may have very many inputs, and each of them asks the same: answers are kept until
+    # work is given away again.
+
+    def _is_all_ours(self, engine: Engine, consumer: int) -> bool:
+        """Whether all inputs of a fan-in are made here, as far as can be seen."""
+        inputs = self._inputs(engine, consumer)
+        known = self._ours.get(consumer, 0)  # So many of them, from the first one on.
+        while known < len(inputs) and self._is_ours(engine, inputs[known]):
+            known += 1
+        self._ours[consumer] = known
+        return bool(inputs) and known == len(inputs)
+
+    def _awaits_given(self, engine: Engine, consumer: int) -> bool:
+        """Whether an input of a fan-in was given away from here."""
+        if not self._given:
+            return False
+        if consumer not in self._awaiting:
+            self._awaiting[consumer] = any(
+                self._was_given(d) and not engine.is_mine(d) for d in self._inputs(engine, consumer)
+            )
+        return self._awaiting[consumer]
 
     def _patience(self, task: int) -> float:
         """Seconds that an output waits for company, and for the others to come."""
@@ -500,59 +545,64 @@ class Policy:
 
     def _outputs(self, engine: Engine, now: float) -> tuple[list[int], list[int]]:
         """Fan-ins to tell of their inputs, and fan-ins to probe."""
-        arrive, probe = [], []
+        arrive: list[int] = []
+        probe: list[int] = []
+        if now < self._next_due:
+            self.again = min(self.again, self._next_due)
+            return arrive, probe
+        costs, edges = self.costs, 0
         for consumer, due in list(self._due.items()):
-            if due > now:
-                self.again = min(self.again, due)
+            pending = engine.pending.get(consumer)
+            if not pending:
+                del self._due[consumer]  # It was told, or claimed.
+            if due > now or not pending or edges > MOST_EDGES:
                 continue
             if engine.free == self._slots - 1:
                 # All others are gone: what is missing is in the store, or to be made here.
-                self._due[consumer] = now + KEEP_TIMES * self.costs.start
+                self._due[consumer] = now + KEEP_TIMES * costs.start
                 continue
             if self._hold is None and self._more_to_come(engine, consumer):
-                self._due[consumer] = now + self.costs.start
-                self.again = min(self.again, self._due[consumer])
+                self._due[consumer] = now + costs.start
                 continue
-            here = [d for _, d in engine.pending.get(consumer, ()) if engine.is_done(d)]
+            here = [d for _, d in pending if engine.is_done(d)]
             del self._due[consumer]
             if not here:
-                continue  # It was told, or claimed.
-            if not self._attracts(engine, consumer, here):
-                arrive.append(consumer)
-            elif consumer not in self._probed:
+                continue
+            edges += len(here)
+            kept = self._attracts(engine, consumer, here)
+            if kept and consumer not in self._probed:
                 probe.append(consumer)
                 self._probed[consumer] = now
-                self._due[consumer] = now + KEEP_TIMES * max(map(self._patience, here))
-            elif engine.free > 0:
+            elif not kept or engine.free > 0:
                 arrive.append(consumer)
-            else:  # Nobody else would have the time.
-                self._due[consumer] = now + KEEP_TIMES * max(map(self._patience, here))
-            self.again = min(self.again, self._due.get(consumer, math.inf))
+                continue
+            # Else nobody would have the time.
+            self._due[consumer] = now + KEEP_TIMES * max(map(self._patience, here))
+        self._next_due = min(self._due.values(), default=math.inf)
+        self.again = min(self.again, max(self._next_due, now + costs.round_trip))
         return arrive, probe
 
     def _more_to_come(self, engine: Engine, consumer: int) -> bool:
         """Whether a fan-in waits for something else from here, so that telling has time."""
-        held_up = self._awaited.get(consumer)
-        if held_up is None or engine.is_done(held_up):
-            held_up = next(
-                (
-                    d
-                    for d in self._inputs(engine, consumer)
-                    if self._is_ours(engine, d)
-                    and (d in engine.unfinished or not engine.is_here(d))
-                ),
-                -1,
-            )
-            self._awaited[consumer] = held_up
-        return held_up >= 0
+        inputs = self._inputs(engine, consumer)
+        known = self._awaited.get(consumer, 0)
+        while known < len(inputs):
+            d = inputs[known]
+            undone = d in engine.unfinished or not (engine.is_done(d) or engine.is_here(d))
+            if undone and self._is_ours(engine, d):
+                break
+            known += 1
+        self._awaited[consumer] = known
+        return known < len(inputs)
 
     def _attracts(self, engine: Engine, consumer: int, here: Sequence[int]) -> bool:
         """Whether a fan-in should rather run here than where its other inputs are."""
         size = sum(self._sizes.get(d, 0.0) for d in here)
         if not size or self._hold is not None:
             return False
-        others = [d for d in self._inputs(engine, consumer) if d not in here]
-        if any(self._was_given(d) and not engine.is_mine(d) for d in others):
+        made = set(here)
+        others = [d for d in self._inputs(engine, consumer) if d not in made]
+        if self._awaits_given(engine, consumer):
             return False  # Whoever was given it has less to do than who gave it.
         specs = [spec for d in others if (spec := engine.spec(d)) is not None]
         return max((self._size(engine, spec) for spec in specs), default=0.0) <= size
@@ -582,6 +632,7 @@ class Policy:
         self, engine: Engine, now: float, running: Running | None
     ) -> tuple[list[tuple[Sequence[int], int]], bool]:
         """Groups for others that pay their price, and whether to ask for free slots."""
+        self._learning = False
         near = engine.offerable()
         # Somebody without anything to do does not give away what it could begin now.
         queue = sorted(near[engine.idle :])
@@ -596,6 +647,10 @@ class Policy:
         if self._learning:
             return [], False
         work, own = self._work(engine, queue, scan, now, running)
+        read = [task for task in queue if task in work]
+        self._sample = read[len(read) // 2 :]
+        self._balances.clear()
+        self._fan_ins.clear()
         self._near = work
         stay = {task for task in queue if self._stays(engine, task, work)}
         total = sum(own.values())
@@ -770,14 +825,20 @@ class Policy:
         beyond = [*accumulate((own[task] for task in reversed(queue)), initial=0.0)][::-1]
         groups: list[tuple[Sequence[int], int]] = []
         end, until = len(queue), stop
+        falling = [-held for held in beyond]
         while len(groups) < count and end:
-            held = [beyond[i] - beyond[end] for i in range(end)]
-            cut = next((i for i in range(end - 1, -1, -1) if held[i] >= share), 0)
+
+            def at(held: float, end: int = end) -> int:
+                """The last ready task from which on there is so much work."""
+                return max(0, bisect_right(falling, -(held + beyond[end]), 0, end) - 1)
+
+            cut = at(share)
             if crossing:
+                near = range(at(share * (1 + CUT_SLACK)), at(share * (1 - CUT_SLACK)) + 1)
                 cut = min(
-                    (i for i in range(end) if abs(held[i] - share) <= CUT_SLACK * share),
-                    key=lambda i: (
-                        abs(held[i] - share)
+                    near,
+                    key=lambda i, end=end: (  # type: ignore[misc]
+                        abs(beyond[i] - beyond[end] - share)
                         + 2 * crossing.get(queue[i], 0.0) / self.costs.bandwidth
                     ),
                     default=cut,
@@ -824,19 +885,34 @@ class Policy:
     ) -> bool:
         """Whether a group is worth its start and what has to move because of it (W3).
 
-        One whose tasks have not all been read is taken to be like those that have.
+        One whose tasks have not all been read is taken to be like those at the far end that have.
         """
         tasks, until = group
-        seen = [task for task in tasks if task in work]
-        if len(seen) < len(tasks):
-            ready = [task for task in engine.offerable() if task in work]
-            seen = sorted(ready)[-len(tasks) :]
-            until = scan
-        own = set(seen)
-        for number in range(min(seen, default=scan), min(until, scan)):
-            inputs = self._inputs(engine, number)
-            if number in work and all(d in own or engine.is_here(d) for d in inputs):
-                own.add(number)
+        share = 1.0
+        if any(task not in work for task in tasks):
+            share = len(tasks) / max(1, len(self._sample))
+            tasks, until = self._sample, scan
+        key = (tasks[0] if tasks else -1, until)
+        if key not in self._balances:
+            self._balances[key] = self._balance(engine, tasks, until, work, scan)
+        gain, price = self._balances[key]
+        return gain * share >= PAYS * (self.costs.start + price * share)
+
+    def _balance(
+        self,
+        engine: Engine,
+        tasks: Sequence[int],
+        until: int,
+        work: Mapping[int, float],
+        scan: int,
+    ) -> tuple[float, float]:
+        """Seconds that a group works by itself, and that it costs beside its start."""
+        own = set(tasks)
+        for number in range(min(tasks, default=scan), min(until, scan)):
+            if number in work and number not in own:
+                inputs = self._inputs(engine, number)
+                if all(d in own or engine.is_here(d) for d in inputs):
+                    own.add(number)
         known = [number for number in own if number in work]
         taken: dict[int, float] = {}
         fan_ins: set[int] = set()
@@ -848,18 +924,17 @@ class Policy:
             fan_ins.update(consumer for consumer in spec.consumers if consumer not in own)
             if self._leaves(engine, spec, own):
                 out += self._size(engine, spec)
-        gain = sum(work[n] for n in known)
-        moved = sum(taken.values()) + out
         costs = self.costs
+        moved = sum(taken.values()) + out
         # Each fan-in that needs both sides takes a commit, at the worst one after the other.
         price = moved / costs.bandwidth + len(fan_ins) * costs.round_trip
-        share = len(tasks) / max(1, len(seen))
-        return gain * share >= PAYS * (costs.start + price * share)
+        return sum(work[n] for n in known), price
 
     def _leaves(self, engine: Engine, spec: TaskSpec, own: Container[int]) -> bool:
         """Whether an output will have to be written for somebody outside of its group.
 
-        Not where it is by far the largest input of a fan-in: the others come to it.
+        Not where it is by far the largest input of a fan-in: the others come to it. But if one of
+        those is far away, whoever has made this one will have gone before that is made.
         """
         size = self._size(engine, spec)
         if not size or spec.requested:
@@ -867,13 +942,26 @@ class Policy:
         for consumer in spec.consumers:
             if consumer in own:
                 continue
-            inputs = self._inputs(engine, consumer)
-            if any(self._is_far(engine, d) for d in inputs if d != spec.number):
-                return True  # Whoever has made this one will have gone before that is made.
-            others = [engine.spec(d) for d in inputs if d != spec.number]
-            if not others or any(o is None or self._size(engine, o) >= size for o in others):
+            far, first, largest, second = self._fan_in(engine, consumer)
+            other = second if largest == spec.number else first
+            if far or other >= size:
                 return True
         return False
+
+    def _fan_in(self, engine: Engine, consumer: int) -> tuple[bool, float, int, float]:
+        """Whether an input of a fan-in is far, the largest of them and its task, and the second."""
+        if consumer not in self._fan_ins:
+            inputs = self._inputs(engine, consumer)
+            sizes = [(math.inf, -1)] if not inputs else [(0.0, -1)]
+            for d in inputs:
+                source = engine.spec(d)
+                sizes.append((math.inf if source is None else self._size(engine, source), d))
+            sizes.sort(reverse=True)
+            second = sizes[1][0] if len(sizes) > 1 else math.inf
+            # An only reader is no fan-in that anything could come to.
+            far = len(inputs) == 1 or any(self._is_far(engine, d) for d in inputs)
+            self._fan_ins[consumer] = far, *sizes[0], second
+        return self._fan_ins[consumer]
 
     def _is_far(self, engine: Engine, task: int) -> bool:
         """Whether an output has to wait for what is not here now."""

@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from traceback import FrameSummary, clear_frames
 from typing import Any, Literal, TypeVar
@@ -53,6 +52,7 @@ from wukong_async.engine import (
 )
 from wukong_async.errors import BucketError, SerializationError, StoreFull, WukongError
 from wukong_async.executor.memory import (
+    GLANCE,
     MB,
     Memory,
     PlanCache,
@@ -78,6 +78,8 @@ BLOCK_BYTES = Settings.block_size
 """What a block of the plan is reckoned with: the default."""
 LEAST_METERED = 1024 * 1024
 """Bytes whose way tells the bandwidth; with fewer, most of the time is not the way."""
+UNLIKELY = 4
+"""A start that takes as many times as long as others counts as no more than that."""
 LEAST_TRIP = 20e-6
 """Seconds that anything takes at the least."""
 LONGEST_START = 60.0
@@ -155,6 +157,8 @@ class Progress:
     resident: int = 0
     """MB of memory that there were before, if tasks of the name have not been seen; else 0."""
     ran: int = 0
+    starts: list[float] = field(default_factory=list)
+    """When each of those that have run was begun, in the try that went well, and"""
     ends: list[float] = field(default_factory=list)
     """When each of those that have run was through, by the monotonic clock."""
     sizes: list[int] = field(default_factory=list)
@@ -480,7 +484,7 @@ class Incarnation:
             self._meter.costs,
             estimates,
             inline_limit=facts.inline_limit,
-            span=(hints.first, hints.until)
+            span=(hints.first, min(hints.until, facts.tasks))
             if hints and fresh
             else (min(frontier), max(frontier) + 1),
             slots=facts.slots,
@@ -756,7 +760,8 @@ class Incarnation:
         if self._sent:  # What starting an executor takes, all in all.
             latency, self._sent = time.time() - self._sent, 0.0
             if 0 < latency < LONGEST_START:
-                self._saw("start", latency)
+                # Bounded, since clocks differ, and events may queue for a sandbox.
+                self._saw("start", min(latency, UNLIKELY * self._meter.costs.start))
         first = self._engine.spec(progress.first)
         unseen = first is not None and first.name not in self._policy.estimates
         progress.resident = resident_mb() if unseen else 0
@@ -783,8 +788,8 @@ class Incarnation:
     def _tell_policy(self, progress: Progress) -> None:
         """What has been seen of the tasks that have run."""
         tasks = [step.task for step in progress.steps[: progress.ran]]
-        times = pairwise([progress.began, *progress.ends])
-        seconds = [after - before for before, after in times]
+        times = zip(progress.starts, progress.ends, strict=False)
+        seconds = [end - start for start, end in times]
         if len(seconds) == len(tasks):
             ran = zip(tasks, seconds, progress.sizes, strict=True)
             self._policy.ran(self._engine, ran, time.monotonic())
@@ -792,7 +797,10 @@ class Incarnation:
     def _check_memory(self) -> None:
         """Have all values written, and forgotten, if they are too much; they are read again."""
         if self._memory.is_scarce() and self._finished > self._spilled:
-            held = sum(size_of(value) for value in list(self._values.values()))
+            values = list(self._values.values())
+            if any(goes_once(value, GLANCE) for value in values):
+                return  # An iterator can go to the next task, but not into the store.
+            held = sum(map(size_of, values))
             if held > SPILL_LEAST * self._memory.limit * MB and self._engine.spill():
                 log.info("executor %s writes what it holds: %d MB", self._executor, held // MB)
                 self._spilled = self._finished
@@ -890,6 +898,7 @@ class Incarnation:
             error = await self._await(progress, worker, attempt, limits.timeout)
             if error is None:
                 self._values.add(task, values[task], program.sources)
+                progress.starts.append(progress.began)
                 progress.ends.append(time.monotonic())
                 progress.sizes.append(size_of(values[task]))
                 self._values.drop(drops)
@@ -1011,7 +1020,7 @@ def _run_steps(
 ) -> Failed | None:
     """Run tasks one after the other, until one fails or there is no more time for them."""
     programs = cache.programs
-    progress.began = time.monotonic()
+    progress.began = started = time.monotonic()
     for task, drops in progress.steps[progress.ran :]:
         if stop.is_set() or pause.is_set():
             return None
@@ -1025,7 +1034,9 @@ def _run_steps(
                 return progress.judge(program, task, error, half_done=half_done)
             progress.sizes.append(size_of(values[task]))
             dropped = values.drop(drops)
-            progress.ends.append(time.monotonic())
+            progress.starts.append(started)
+            started = time.monotonic()
+            progress.ends.append(started)
             progress.ran += 1
             progress.failed = None
         del dropped  # A destructor of the user's may take its time; the loop takes this lock.

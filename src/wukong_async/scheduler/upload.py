@@ -91,6 +91,7 @@ class Upload:
             settings.inline_limit,
             settings.part_size,
             settings.ttl,
+            len(self.plan),
             settings.max_concurrency,
             settings.hold,
             self.seen,

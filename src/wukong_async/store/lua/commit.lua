@@ -176,7 +176,7 @@ for _, d in ipairs(freed_places) do freed_bytes = freed_bytes + size_of(d) end
 if bytes > 0 or freed_bytes > 0 then
   local kept_bytes = call('HINCRBY', JOB, 'bytes', bytes)
   if kept_bytes > (tonumber(job[8]) or 0) then call('HSET', JOB, 'peak', kept_bytes) end
-  call('HINCRBY', JOB, 'bytes', -freed_bytes)
+  call('HINCRBY', JOB, 'bytes', 0 - freed_bytes)
 end
 if memory > (tonumber(job[9]) or 0) then call('HSET', JOB, 'memory', memory) end
 
