@@ -624,9 +624,13 @@ class Policy:
         if engine.free > 0 or not waited:
             return [((task,), task + 1) for task in waited[-max(engine.free, 1) :]], False
         if ask := now >= self._next_ask:
-            self._next_ask = now + ASK_STARTS * self.costs.start * (1 + self._jitter)
+            self._ask_later(now, self.costs.start)
         self.again = min(self.again, self._next_ask)
         return [], ask
+
+    def _ask_later(self, now: float, pause: float) -> None:
+        """The next question for free slots, each executor at another time."""
+        self._next_ask = now + ASK_STARTS * pause * (1 + self._jitter)
 
     def _groups(
         self, engine: Engine, now: float, running: Running | None
@@ -662,7 +666,7 @@ class Policy:
         if engine.free <= 0:
             if now < self._next_ask:
                 return [], False
-            self._next_ask = now + ASK_STARTS * pause * (1 + self._jitter)
+            self._ask_later(now, pause)
             return [], True
         blind = any(name in self._met for name in self._names(engine, queue))
         count = self._at_once(min(most, self._free(engine, now)), blind=blind)

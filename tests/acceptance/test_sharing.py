@@ -121,3 +121,27 @@ async def test_keys_that_cannot_be_remembered(client: WukongClient) -> None:
     strange = ["\udc80", "x" * 10_000, "a\nb", "ü-1", ("t\x00", 1)]
     graph: dict[Any, Any] = {key: (inc, i) for i, key in enumerate(strange)}
     assert await client.compute(graph, strange) == tuple(range(1, 6))
+
+
+def many(index: int) -> Any:
+    """30 arrays of 1 MB, each of which goes its own way."""
+    return [np.full(131_072, index * 100.0 + j) for j in range(30)]
+
+
+def pick(arrays: Any, index: int) -> Any:
+    return arrays[index]
+
+
+def total_of(*arrays: Any) -> float:
+    return float(sum(array[0] for array in arrays))
+
+
+def test_memory_that_is_freed_in_pieces() -> None:
+    """All to all: the heap is full of holes, which the C library would keep."""
+    sources = [delayed(many)(i) for i in range(30)]
+    sums = [delayed(total_of)(*(delayed(pick)(s, j) for s in sources)) for j in range(30)]
+    total = delayed(sum)(sums)
+    expected = total.compute(scheduler="synchronous")
+    with LocalCluster(1, memory_size=500) as cluster, WukongClient(cluster) as client:
+        assert client.compute(total) == expected
+        assert cluster.stats().out_of_memory == 0

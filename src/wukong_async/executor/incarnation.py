@@ -637,6 +637,7 @@ class Incarnation:
             sizes[number], self._values[number] = size, value
         if sizes.keys() >= set(objects):
             self._engine.fetched(sizes)
+            self._check_memory()
 
     async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
         """Objects of the store, as (size, value), and those that it has lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -77,7 +78,16 @@ class Memory:
         self._measured = now
         resident = resident_mb()
         self.peak = max(self.peak, resident)
-        return 0 < SCARCE * self.limit < resident
+        if not 0 < SCARCE * self.limit < resident:
+            return False
+        _give_back()  # What was freed may still be in the heap.
+        return resident_mb() > SCARCE * self.limit
+
+
+def _give_back() -> None:
+    """Have the C library return free memory to the system: glibc keeps it for long."""
+    with suppress(Exception):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def size_of(value: object) -> int:
