@@ -637,7 +637,7 @@ class Incarnation:
             sizes[number], self._values[number] = size, value
         if sizes.keys() >= set(objects):
             self._engine.fetched(sizes)
-            self._check_memory()
+            self._check_memory(sum(sizes.values()))
 
     async def _read(self, objects: Sequence[int]) -> tuple[dict[int, tuple[int, Any]], list[int]]:
         """Objects of the store, as (size, value), and those that it has lost."""
@@ -772,7 +772,7 @@ class Incarnation:
         else:
             failed = await self._run_limited(progress, limits)
         self._tell_policy(progress)
-        self._check_memory()
+        self._check_memory(sum(progress.sizes))
         if isinstance(failed, Failed):
             await self._fail_for(failed)
         elif progress.task is None or not self._pause.is_set():
@@ -795,9 +795,9 @@ class Incarnation:
             ran = zip(tasks, seconds, progress.sizes, strict=True)
             self._policy.ran(self._engine, ran, time.monotonic())
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, grown: float) -> None:
         """Have all values written, and forgotten, if they are too much; they are read again."""
-        if self._memory.is_scarce() and self._finished > self._spilled:
+        if self._memory.is_scarce(grown) and self._finished > self._spilled:
             values = list(self._values.values())
             if any(goes_once(value, GLANCE) for value in values):
                 return  # An iterator can go to the next task, but not into the store.

@@ -39,6 +39,8 @@ GLANCE_DEPTH = 4
 """A list of pairs of a key and a list of iterators has three."""
 MEASURED_EVERY = 0.02
 """Seconds between two looks at the process's memory; a look takes 15 µs."""
+SOON_MUCH = 0.02
+"""The share of the function's memory that calls for a look at once."""
 SCARCE = 0.6
 """The share of the function's memory from which on values are written and forgotten; the rest is
 for what tasks need while they run."""
@@ -70,10 +72,16 @@ class Memory:
         """MB at the most, as far as it was measured."""
         self._measured = 0.0
 
-    def is_scarce(self) -> bool:
-        """Whether it is high time to forget what can be had again."""
+    def is_scarce(self, grown: float) -> bool:
+        """Whether it is high time to forget what can be had again.
+
+        Parameters
+        ----------
+        grown
+            Bytes that values have grown by since the last question, about.
+        """
         now = time.monotonic()
-        if now - self._measured < MEASURED_EVERY:
+        if now - self._measured < MEASURED_EVERY and grown < SOON_MUCH * self.limit * MB:
             return False
         self._measured = now
         resident = resident_mb()
