@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ def meet(directory: str, me: str, other: str) -> str:
     return me
 
 
-def meeting(tmp_path: Path) -> Any:
+def meet_once(directory: str, me: str, other: str) -> str:
+    """The same, under a name that other jobs do not have: they may still write what they saw."""
+    return meet(directory, me, other)
+
+
+def meeting(tmp_path: Path, function: Callable[..., str] = meet) -> Any:
     """Two tasks of which none ends before the other one has begun."""
-    names = [delayed(meet)(str(tmp_path), *pair) for pair in (("a", "b"), ("b", "a"))]
+    names = [delayed(function)(str(tmp_path), *pair) for pair in (("a", "b"), ("b", "a"))]
     return delayed(sorted)(names)
 
 
@@ -50,10 +56,10 @@ async def test_what_is_remembered_decides_how_many_begin(
 ) -> None:
     endpoints = cluster.settings["redis_endpoints"]
     async with Connections(endpoints, 10) as connections:
-        seen = {"": [0.001, 0.001, 1e9, 0.001], "meet": [4, 0.5, 50.0]}
+        seen = {"meet_once": [4, 5.0, 50.0]}
         await JobStore(connections, "any").remember(seen)
-        assert await JobStore(connections, "other").recall(["", "meet", "unknown"]) == seen
-        assert await client.compute(meeting(tmp_path)) == ["a", "b"]
+        assert await JobStore(connections, "other").recall(["meet_once", "unknown"]) == seen
+        assert await client.compute(meeting(tmp_path, meet_once)) == ["a", "b"]
         assert client.history[-1].invocations == 2
         for key in await connections.command(0, "KEYS", "wukong:seen:*"):
             assert 0 < await connections.command(0, "PTTL", key) <= 7 * 24 * 3600 * 1000
