@@ -454,7 +454,7 @@ class Policy:
         if now < self._next_offer and not surge:
             self.again = min(self.again, self._next_offer)
         elif self._slots == 1:
-            """There is nobody to share with."""
+            pass  # There is nobody to share with.
         elif self._hold is not None:
             groups, ask = self._one_by_one(engine, now, self._hold)
         else:
@@ -600,10 +600,10 @@ class Policy:
         size = sum(self._sizes.get(d, 0.0) for d in here)
         if not size or self._hold is not None:
             return False
-        made = set(here)
-        others = [d for d in self._inputs(engine, consumer) if d not in made]
         if self._awaits_given(engine, consumer):
             return False  # Whoever was given it has less to do than who gave it.
+        made = set(here)
+        others = [d for d in self._inputs(engine, consumer) if d not in made]
         specs = [spec for d in others if (spec := engine.spec(d)) is not None]
         return max((self._size(engine, spec) for spec in specs), default=0.0) <= size
 
@@ -656,7 +656,6 @@ class Policy:
         self._balances.clear()
         self._fan_ins.clear()
         self._near = work
-        stay = {task for task in queue if self._stays(engine, task, work)}
         total = sum(own.values())
         most = SHARED * total / start - LEAST_SPARE
         self._next_offer = now + pause * (1 + self._jitter / 2)
@@ -670,6 +669,7 @@ class Policy:
             return [], True
         blind = any(name in self._met for name in self._names(engine, queue))
         count = self._at_once(min(most, self._free(engine, now)), blind=blind)
+        stay = {task for task in queue if self._stays(engine, task, work)}
         while count >= 1:
             groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
             paid = [g for g in groups if self._pays(engine, g, work, scan)]
@@ -805,11 +805,10 @@ class Policy:
         elapsed = now - running.since
         if estimate is None:
             self._met[spec.name] = min(running.since, self._met.get(spec.name, now))
+            self._growing = {spec.name: running.grown}
         elif elapsed > estimate.seconds:
             count = estimate.count
             seconds[spec.name] = (count * estimate.seconds + 2 * elapsed) / (count + 1)
-        if estimate is None:
-            self._growing = {spec.name: running.grown}
 
     def _cut(
         self,

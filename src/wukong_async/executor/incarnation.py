@@ -377,10 +377,9 @@ class Incarnation:
         self._payloads = {t: kept[t] for t in kept if t not in told}
         started = time.monotonic()
         news: Mapping[str, Sequence[float]] = {}
-        if commit.stay is not None:
+        if commit.stay is not None and (self._remembering is None or self._remembering.done()):
             news = news_of(self._policy.estimates, self._meter, self._known)
-        if news and (self._remembering is None or self._remembering.done()):
-            # At the same time, so that nobody waits for it.
+        if news:  # At the same time, so that nobody waits for it.
             self._remembering = asyncio.create_task(self._store.remember(news))
             self._known |= news
         reply = await self._store.commit(self._executor, generation, self._nonce, sequence, body)
