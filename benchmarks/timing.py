@@ -285,6 +285,8 @@ class Executor:
     ends: list[float] = field(default_factory=list)
     since: float = 0.0
     alive: bool = True
+    runs: int = 0
+    """Counts Runs, and one twice of which something is taken back."""
     begun_at: float = 0.0
     link: float = 0.0
     waiting: int = 0
@@ -428,14 +430,37 @@ class Executor:
         )
         self.ends = list(times)[1:]
 
-        def ran() -> None:
-            self.steps = ()
-            self.engine.ran()
-            seen = [(s.task, world.case.seconds[s.task], world.case.sizes[s.task]) for s in steps]
-            self.policy.ran(self.engine, seen, world.now)
-            self._step()
+        self._await_end()
+        if len(steps) > 1:
+            late = self.policy.late_at(world.now) - world.now
+            world.after(late, partial(self._take_back, self.runs))
 
-        world.after(self.ends[-1] - world.now, ran)
+    def _await_end(self) -> None:
+        self.runs += 1
+        self.world.after(self.ends[-1] - self.world.now, partial(self._ran, self.runs))
+
+    def _ran(self, run: int) -> None:
+        """The thread is through with a Run, unless some of that was taken back."""
+        world = self.world
+        if run != self.runs:
+            return
+        tasks = [step.task for step in self.steps]
+        self.steps = ()
+        self.engine.ran()
+        seen = [(task, world.case.seconds[task], world.case.sizes[task]) for task in tasks]
+        self.policy.ran(self.engine, seen, world.now)
+        self._step()
+
+    def _take_back(self, run: int) -> None:
+        """What waits behind a task that takes too long is ready again."""
+        begun = bisect_right(self.ends, self.world.now) + 1
+        if run != self.runs or begun >= len(self.steps):
+            return
+        keep = self.engine.take_back(begun)
+        if keep < len(self.steps):
+            self.steps, self.ends = self.steps[:keep], self.ends[:keep]
+            self._await_end()
+        self._step()
 
     def _send(self, sequence: int, commit: Commit) -> None:
         world = self.world

@@ -50,6 +50,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -418,6 +419,114 @@ class Engine:
         self._drop_unread(self._settle(done) if self.threads > 1 else ())
         return True
 
+    def take_back(self, count: int, *, run: int | None = None) -> int:
+        """Have what is behind the first `count` steps of a Run, which have been begun, ready again.
+
+        They take longer than was expected, and others may have the time.
+
+        Parameters
+        ----------
+        run
+            Which Run, by its `first` task; not needed if there is but one.
+
+        Returns
+        -------
+        int
+            How many steps the Run has now; more than `count` if not all of the rest can go back.
+        """
+        assert run is not None or len(self._running) < 2
+        first = next(iter(self._running), -1) if run is None else run
+        steps = self._running.get(first, ())
+        keep = len(steps)
+        if not (self.is_ending or self._check):
+            while keep > count and self._may_go_back(steps[keep - 1].task):
+                keep -= 1
+        if keep < len(steps):
+            self._running[first] = steps[:keep]
+            self._unschedule([task for task, _ in steps[keep:]])
+        return keep
+
+    def _may_go_back(self, task: int) -> bool:
+        """Whether what `_schedule` has entered can be undone; not if nobody has the figures."""
+        spec = self._specs[task]
+        for consumer, degree in zip(spec.consumers, spec.degrees, strict=True):
+            if consumer in self._mine:
+                return False
+            if degree > 1 and consumer not in self._specs and consumer not in self._pending:
+                return False
+        return True
+
+    def _unschedule(self, tasks: Sequence[int]) -> None:
+        """Undo `_schedule` for the last tasks of a Run, and have them ready."""
+        undone = set(tasks)
+        reached: set[int] = set()
+        touched: set[int] = set()
+        for task in reversed(tasks):
+            spec = self._specs[task]
+            reached.update(self._unreach(spec))
+            self._unread_made(spec.inputs)
+            if self.threads > 1:
+                self._unread_by(spec, touched)
+            self._left.pop(task, None)
+            self._unread.discard(task)
+            self._scheduled.discard(task)
+            del self._undone[task]
+        self._made = [task for task in self._made if task not in undone]
+        for consumer in reached.intersection(self._pending):
+            untold = [edge for edge in self._pending[consumer] if edge[1] not in undone]
+            self._pending[consumer] = untold
+            if not untold:
+                del self._pending[consumer], self._degree[consumer]
+        for queue in (self._stack, self._starved, *self._behind.values()):
+            queue[:] = [task for task in queue if task not in reached]
+        for consumer in reached:
+            self._stalled.pop(consumer, None)
+        mine = self._back_to_frontier(undone)
+        again = [task for task in tasks if task not in reached and task not in mine]
+        self._stack.extend(reversed(again))
+        self._drop_unread(touched)
+
+    def _unreach(self, spec: TaskSpec) -> list[int]:
+        """Undo `_reach`, but for edges that are pending and tasks that are ready: of whom."""
+        reached = []
+        for consumer, degree in zip(spec.consumers, spec.degrees, strict=True):
+            if self._is_settled(consumer):
+                continue
+            reached.append(consumer)
+            if degree > 1 and consumer not in self._pending:
+                sources = [(self._specs[d], d) for d in self._inputs(consumer)]
+                self._pending[consumer] = [
+                    (s.first_edge + bisect_left(s.consumers, consumer), d) for s, d in sources
+                ]
+                self._degree[consumer] = degree
+        return reached
+
+    def _unread_made(self, objects: Iterable[int]) -> None:
+        """Undo `_read_made`."""
+        for number in objects:
+            if number in self._scheduled:
+                self._left[number] = self._left.get(number, 0) + 1
+                self._unread.discard(number)
+
+    def _back_to_frontier(self, tasks: Container[int]) -> list[int]:
+        """Those of these tasks that are of the frontier; they are the next ones again."""
+        past = self._frontier[: self._head]
+        mine = [task for task in past if task in tasks]
+        self._frontier[: self._head] = [task for task in past if task not in tasks] + mine
+        self._head -= len(mine)
+        for task in mine:
+            missing = self._want(self._specs[task].inputs + self._specs[task].literals)
+            assert not missing, (task, missing)
+        return mine
+
+    def _unread_by(self, spec: TaskSpec, touched: set[int]) -> None:
+        """A reader less, with several threads; what nobody reads any more is added to `touched`."""
+        for number in spec.inputs + spec.literals:
+            self._readers[number] -= 1
+            if not self._readers[number]:
+                del self._readers[number]
+                touched.add(number)
+
     def _settle(self, done: Iterable[Step]) -> set[int]:
         """With several threads: what waited for these goes on; objects that may be unread now."""
         touched: set[int] = set()
@@ -425,12 +534,7 @@ class Engine:
         for task, _ in done:
             touched.add(task)
             ready += self._behind.pop(task, ())
-            spec = self._specs[task]
-            for number in spec.inputs + spec.literals:
-                self._readers[number] -= 1
-                if not self._readers[number]:
-                    del self._readers[number]
-                    touched.add(number)
+            self._unread_by(self._specs[task], touched)
         self._stack.extend(reversed(ready))
         return touched
 
@@ -534,9 +638,13 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether a commit is formed or in flight, or there will be no more: `share` is in vain."""
-        if self.state is not State.WORK or self._failing or self._leaving or self._spilling:
-            return True
-        return bool(self._next or self._sent)
+        return bool(self.is_ending or self._next or self._sent)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing more is begun in this round."""
+        idle = self.state is not State.WORK
+        return idle or self._failing or self._leaving or self._spilling
 
     def spec(self, task: int) -> TaskSpec | None:
         """A task of the plan, if its block has been read."""

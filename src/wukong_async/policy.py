@@ -341,6 +341,13 @@ class Policy:
         estimate = self.estimates.get(task.name)
         return 0.0 if estimate is None else estimate.size
 
+    def late_at(self, now: float) -> float:
+        """Until when tasks wait that were to follow others in a Run that begins now.
+
+        It was to take half a start, but for its last task.
+        """
+        return now + max(self.costs.start, LEAST_WORK)
+
     def may_read_ahead(self) -> bool:
         """Not while it is about to be seen what of it others may take."""
         return not self._learning

@@ -9,9 +9,10 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pytest
 from dask import delayed
 
-from tests.acceptance.functions import inc
+from tests.acceptance.functions import add, inc, touch_and_wait
 from wukong_async import LocalCluster, WukongClient, wire
 from wukong_async.store import Connections, JobStore
 
@@ -41,6 +42,23 @@ async def test_an_executor_gives_away_what_waits_too_long(
     assert await client.compute(meeting(tmp_path)) == ["a", "b"]
     assert client.history[-1].begins >= 2
     assert client.history[-1].invocations == 1, "the client has started one"
+
+
+@pytest.mark.parametrize(("slots", "threads"), [(2, 1), (1, 2)])
+async def test_what_was_to_be_quick_does_not_hold_up_others(
+    tmp_path: Path, slots: int, threads: int
+) -> None:
+    def waits(touched: str, awaited: str, value: object) -> Any:
+        paths = str(tmp_path / touched), str(tmp_path / awaited)
+        return delayed(touch_and_wait)(*paths, value)
+
+    known = delayed(add)(*[waits(f"quick {i}", f"quick {i}", i) for i in range(20)])
+    # Each ends when the other one has begun, and by what is known of them they are to run together.
+    pair = waits("left", "right", known), waits("right", "left", known)
+    with LocalCluster(slots, threads_per_executor=threads) as cluster:
+        async with WukongClient(cluster) as client:
+            assert await client.compute(delayed(add)(*pair)) == 2 * sum(range(20))
+            assert client.history[-1].begins >= slots
 
 
 async def test_what_is_trivial_stays_with_one(client: WukongClient) -> None:

@@ -29,6 +29,8 @@ class Policy:
     """How often one writes and forgets all that it holds."""
     ask: float = 0.0
     """How often one commits nothing, to hear what is new."""
+    take_back: float = 0.0
+    """How often what is behind a running task is made ready again."""
     last: float = 0.0
     """How often what an input made here waits for is told, or probed, with nothing else to do."""
     known: float = 1.0
@@ -39,6 +41,7 @@ class Policy:
         if self.arrive or self.probe or self.offer:
             self.spill, self.ask = rng.choice((0.0, 0.0, 0.02)), rng.choice((0.0, 0.0, 0.02))
             self.last, self.known = rng.choice((0.0, 0.3)), rng.choice((1.0, 1.0, 0.7))
+        self.take_back = rng.choice((0.0, 0.3, 1.0))
 
     @classmethod
     def random(cls, rng: Random) -> Policy:

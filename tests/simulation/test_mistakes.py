@@ -68,6 +68,10 @@ DEATHS = Weather(
     Faults(crash=0.03, sleep=0.05, client_dies=0.1, suspend=0.05, attach=0.2, repeat_request=0.2),
     ALONE,
 )
+IMPATIENT = Weather(Faults(), replace(SHARING, take_back=0.7))
+CRASHES_IMPATIENT = Weather(
+    Faults(crash=0.06, sleep=0.02), Policy(arrive=0.3, offer=0.3, take_back=1.0)
+)
 INTERRUPTED = Weather(Faults(lose_request=0.2, cancel=0.05), ALONE)
 WEATHERS = (
     BUSY,
@@ -82,6 +86,7 @@ WEATHERS = (
     FAIL_OVER,
     LOSSES,
     DEATHS,
+    IMPATIENT,
     INTERRUPTED,
 )
 
@@ -752,6 +757,31 @@ class WhatOtherRunsReadIsSpoilt(Engine):
         return all(c in undone or c in self._undone for c in consumers)
 
 
+class WhatIsTakenBackHasBeenReached(Engine):
+    """What follows a task that is taken back is ready, as if that had run."""
+
+    def _unreach(self, spec: TaskSpec) -> list[int]:
+        return []
+
+
+class ReadersThatAreTakenBackAreForgotten(Engine):
+    """A value goes with its last reader but one."""
+
+    def _unread_made(self, objects: Iterable[int]) -> None:
+        pass
+
+
+class SuccessorsTakeBackToo(Engine):
+    """What a dead incarnation had brought is not missed."""
+
+    def take_back(self, count: int, *, run: int | None = None) -> int:
+        check, self._check = self._check, False
+        try:
+            return super().take_back(count, run=run)
+        finally:
+            self._check = check
+
+
 class WhatWasHandedOverIsMissed(Engine):
     """What is being read for a task that somebody else has been given has to be there."""
 
@@ -1079,6 +1109,9 @@ MISTAKES: Sequence[tuple[type, Weather]] = (
     (ValuesGoWithTheReaderThatWasTakenLast, BUSY),
     (ValuesStayWhileAnythingRuns, BUSY),
     (WhatOtherRunsReadIsSpoilt, CUT_SHORT),
+    (WhatIsTakenBackHasBeenReached, IMPATIENT),
+    (ReadersThatAreTakenBackAreForgotten, IMPATIENT),
+    (SuccessorsTakeBackToo, CRASHES_IMPATIENT),
     (WhatWasHandedOverIsMissed, SLOW),
     (OffersAreNotLocked, BUSY),
     (HandedTasksAreReachedAgain, BUSY),

@@ -586,6 +586,10 @@ class Executor:
             self.leave(cut_short=True)
         policy.share(self.engine, rng)
         policy.at_whim(self.engine, self.world.whims)
+        for first, running in list(self.runs.items()):
+            if policy.take_back and self.world.whims.random() < policy.take_back:
+                keep = self.engine.take_back(running.ran + 1, run=first)
+                running.steps = running.steps[:keep]
 
     def leave(self, *, cut_short: bool) -> None:
         """The function's time is nearly over: do not start anything, or give up what runs."""

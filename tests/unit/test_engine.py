@@ -747,6 +747,136 @@ def test_what_a_probe_has_claimed_is_run_here_if_nobody_takes_it() -> None:
     assert job.runs[-1] == (2,)
 
 
+# Tasks that wait behind others ----------------------------------------------------------------
+
+
+def test_what_waits_behind_a_task_is_ready_again_for_others() -> None:
+    job = Stepwise(wide(4), range(4))
+    assert job.runs == [(0, 1, 2, 3, 4)]
+    assert job.engine.take_back(2) == 2
+    assert list(job.engine.unfinished) == [0, 1]
+    assert job.engine.offerable() == [2, 3]
+    assert job.engine.pending == {4: [(0, 0), (1, 1)]}
+    assert job.share(offers=[(3,)])
+    job.reply(accepted=(True,))
+    job.ran()
+    assert job.runs[1:] == [(2,)]
+    job.ran()
+    assert job.sent[-1].arrivals == ((4, 4, 3),), "the other one brings its own"
+
+
+def test_what_is_taken_back_runs_here_in_the_same_order_if_nobody_else_does() -> None:
+    job = Stepwise(tree(8), tree(8).leaves)
+    (whole,) = job.runs
+    for count in (1, 6, 14):
+        assert job.engine.take_back(count) == count
+        job.ran()
+        assert job.runs.pop() == whole[count:]
+        job = Stepwise(tree(8), tree(8).leaves)
+    assert job.engine.take_back(15) == 15, "there is nothing behind the last one"
+
+
+def test_a_value_outlasts_what_is_taken_back() -> None:
+    job = Stepwise(fan_out(3), [0])
+    assert job.engine.take_back(2) == 2
+    job.ran()
+    runs = [action.steps for action in job.seen if isinstance(action, Run)]
+    assert runs == [
+        (Step(0, ()), Step(1, ()), Step(2, ()), Step(3, (0,))),
+        (Step(2, ()), Step(3, (0,))),
+    ]
+
+
+def test_what_was_read_for_a_task_outlasts_that_it_is_taken_back() -> None:
+    plan = make_plan({0: [], 1: [0], 2: [0], 3: [0]}, [1, 2, 3])
+    job = Stepwise(plan, [1, 2, 3])
+    assert job.engine.take_back(1) == 1
+    job.ran()
+    assert job.runs == [(1, 2, 3), (2, 3)]
+    assert job.dropped == []
+    job.ran()
+    assert job.dropped == [0]
+
+
+def test_another_thread_takes_what_waits_behind_a_task() -> None:
+    job = Stepwise(wide(4), range(4), threads=2)
+    assert job.runs == [(0, 1, 2, 3, 4)]
+    assert job.engine.take_back(1, run=0) == 1
+    job.go()
+    assert job.runs[1:] == [(1, 2, 3)], "and not what waits for all"
+    job.ran(run=1)
+    assert len(job.runs) == 2
+    job.ran(run=0)
+    assert job.runs[2:] == [(4,)]
+
+
+def test_who_was_set_aside_for_what_is_taken_back_is_not_ready() -> None:
+    plan = make_plan({"a": [], "b": [], "f": ["a", "b", "x"], "x": []}, ["f"])
+    a, b, f, x = (plan.numbers[key] for key in "abfx")
+    job = Stepwise(plan, [a, b, x], threads=2)
+    assert job.engine.take_back(1, run=a) == 1
+    job.go()
+    assert job.runs == [(a, b, x, f), (b, x)], "the last one is set aside for the first one"
+    assert job.engine.take_back(1, run=b) == 1
+    job.ran(run=a)
+    assert job.runs[2:] == [(x,)]
+    job.ran(run=b)
+    assert job.runs[3:] == []
+    job.ran(run=x)
+    assert job.runs[3:] == [(f,)]
+
+
+def test_a_literal_that_a_task_waits_for_is_asked_for_once() -> None:
+    plan = wide(3)
+    plan.specs[3] = plan.specs[3]._replace(literals=(-1,))
+    job = Stepwise(plan, range(3))
+    assert job.runs == [(0, 1, 2)]
+    assert job.engine.take_back(1) == 1
+    job.ran()
+    assert job.runs[1:] == [(1, 2, 3)], "it has come meanwhile"
+    job.ran()
+    assert [a.objects for a in job.seen if isinstance(a, Fetch)] == [(-1,)]
+    assert job.sent[-1].passed == 4
+
+
+def test_who_waits_for_a_mark_goes_as_it_came() -> None:
+    plan = make_plan({"a": [], "b": [], "c": ["b"]}, ["a", "c"])
+    a, b, c = (plan.numbers[key] for key in "abc")
+    job = Stepwise(plan, [a, b, c], marks=((c, (b,)),))
+    (run,) = job.runs
+    assert job.engine.take_back(1) == run.index(b) + 1, "what is behind it may go"
+    job.ran()
+    job.ran()
+    assert job.sent[-1].passed == 3
+
+
+def test_a_fan_in_that_has_not_been_read_stays_complete() -> None:
+    plan = wide(2)
+    engine = Engine()
+    engine.next_actions()
+    engine.begun(Begun(Status.OK, 1, 0, "", 10.0, (0, 1)))
+    engine.next_actions()
+    engine.loaded(plan.specs[:2])
+    assert engine.next_actions() == [Run((Step(0, ()), Step(1, ()))), Load((2,))]
+    assert engine.take_back(1) == 2
+    engine.loaded(plan.specs[2:])
+    assert engine.take_back(1) == 1
+
+
+@pytest.mark.parametrize("ending", ["leaving", "failing", "spilling", "after a death"])
+def test_nothing_is_taken_back_at_the_end(ending: str) -> None:
+    job = Stepwise(wide(4), range(4), check=ending == "after a death", taken=b"\0")
+    engine = job.engine
+    match ending:
+        case "leaving":
+            engine.hand_over()
+        case "failing":
+            engine.failed()
+        case "spilling":
+            engine.spill()
+    assert engine.take_back(1) == 5
+
+
 # Several Runs at once -------------------------------------------------------------------------
 
 

@@ -171,6 +171,8 @@ class Progress:
     """The last try of the task that runs now."""
     began: float = math.inf
     """When the thread came to it, by the monotonic clock."""
+    late: float = math.inf
+    """When what is behind the running task has waited for it for too long."""
     closed: bool = False
     """The loop does not wait for it any more."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -190,6 +192,11 @@ class Progress:
     def since(self) -> float:
         """When that was begun, by the monotonic clock; infinite if its thread is not there yet."""
         return self.ends[-1] if self.ends else self.began
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the thread has come to it."""
+        return self.running is not None and self.began < math.inf
 
     def judge(
         self, program: Program, task: int, error: BaseException, *, half_done: bool
@@ -431,15 +438,41 @@ class Incarnation:
         engine, now = self._engine, time.monotonic()
         if engine.state is not State.WORK:
             return
+        again = self._take_back(now)
         sharing = self._policy.look(engine, now, self._now_running())
         if sharing is not None and sharing.ask:
             engine.ask()
         elif sharing is not None:
             engine.share(sharing.arrive, sharing.probe, sharing.offers)
-        again = self._policy.again
-        if again < math.inf:
-            pause = max(again - now, LEAST_PAUSE)
-            self._timer = asyncio.get_running_loop().call_later(pause, self._wake.set)
+        self._look_at(min(again, self._policy.again), now)
+
+    def _look_at(self, when: float, now: float) -> None:
+        """Look again then, unless that is to be earlier."""
+        loop = asyncio.get_running_loop()
+        if when < math.inf:
+            due = loop.time() + max(when - now, LEAST_PAUSE)
+            if self._timer is not None and self._timer.when() <= due:
+                return
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._wake.set)
+
+    def _take_back(self, now: float) -> float:
+        """Have ready again what waits behind tasks that take too long; when to look again."""
+        again = math.inf
+        for progress in self._runs:
+            if len(progress.steps) - progress.ran < 2:
+                continue
+            if now >= progress.late and progress.is_begun:
+                with progress.lock:  # Or the thread would go on to the next one meanwhile.
+                    keep = self._engine.take_back(progress.ran + 1, run=progress.first)
+                    behind = [task for task, _ in progress.steps[keep:]]
+                    progress.steps = progress.steps[:keep]
+                self._cache.begun.difference_update(behind)
+            if now >= progress.late:
+                progress.late = self._policy.late_at(now)
+            again = min(again, progress.late)
+        return again
 
     def _now_running(self) -> Running | None:
         progress = self._longest()
@@ -739,6 +772,10 @@ class Incarnation:
 
     async def _run(self, steps: Sequence[Step]) -> None:
         progress = Progress(steps, self._free_slot())
+        now = time.monotonic()
+        progress.late = self._policy.late_at(now)
+        if len(steps) > 1:
+            self._look_at(progress.late, now)
         self._runs.append(progress)
         if await self._fresh([task for task, _ in steps]):
             await self._run_fresh(progress)
@@ -1021,7 +1058,8 @@ def _run_steps(
     """Run tasks one after the other, until one fails or there is no more time for them."""
     programs = cache.programs
     progress.began = started = time.monotonic()
-    for task, drops in progress.steps[progress.ran :]:
+    while progress.ran < len(progress.steps):  # Others may take back the rest.
+        task, drops = progress.steps[progress.ran]
         if stop.is_set() or pause.is_set():
             return None
         program = programs[task]
