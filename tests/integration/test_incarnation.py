@@ -50,7 +50,7 @@ class Job:
 
     def __init__(self, connections: Connections, worker: Worker) -> None:
         self.store = JobStore(connections, secrets.token_hex(4))
-        self.worker, self.reader = worker, Worker()
+        self.worker, self.reader, self.writer = worker, Worker(), Worker()
         self.workers = [worker]
         self.invoked: list[str] = []
 
@@ -88,6 +88,7 @@ class Job:
             PlanCache(job_id),
             self.workers,
             self.reader,
+            self.writer,
             request_id="request",
             remaining=remaining,
             invoke=self.invoke,
@@ -119,7 +120,7 @@ async def job(connections: Connections, worker: Worker) -> AsyncIterator[Job]:
     yield made
     await made.store.cancel(JobState.CANCELLED, b"")
     await made.store.finish()
-    for thread in (*made.workers, made.reader):
+    for thread in (*made.workers, made.reader, made.writer):
         thread.close(wait=True)
 
 
@@ -206,7 +207,7 @@ async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
 async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thread(
     job: Job, worker: Worker
 ) -> None:
-    """Else an output that is to be told would never be serialised, and nothing handed over."""
+    """Else what it has used up would never be known, and nothing handed over."""
     held = threading.Event()
     stuck = worker.submit(held.wait)
     waiting = asyncio.ensure_future(job.incarnation()._in_worker(lambda: "done"))

@@ -6,7 +6,7 @@ only. Tasks of the graph run in worker threads, one for each Run in flight. They
 in `values`, and add outputs; the loop adds what was fetched, and drops what no Run reads. With one
 thread that one drops outputs itself. Leases are renewed from the loop meanwhile. So nothing is
 unpickled on it either: even a small object may import a library for seconds. One more thread does
-that.
+that, and another one pickles: what others wait for does not wait for a task that runs.
 """
 
 from __future__ import annotations
@@ -240,6 +240,7 @@ class Incarnation:
         cache: PlanCache,
         workers: list[Worker],
         reader: Worker,
+        writer: Worker,
         request_id: str,
         remaining: float,
         invoke: Callable[[Sequence[Invocation]], Awaitable[None]],
@@ -254,6 +255,7 @@ class Incarnation:
         self._workers = workers
         # One, or modules that import each other would be met half done more often.
         self._reader = reader
+        self._writer = writer
         # Apart, so that a limited task begins when it is submitted, and holds nothing else up.
         self._limited: list[Worker] = []
         self._request_id = request_id
@@ -751,7 +753,7 @@ class Incarnation:
     async def _fail_for(self, failed: Failed) -> None:
         self._stop.set()
         # An exception is pickled, and unpickled to see whether that works.
-        self._fail(await self._in_worker(partial(self._task_failed, failed)))
+        self._fail(await self._in_writer(partial(self._task_failed, failed)))
 
     def _task_failed(self, failed: Failed) -> bytes:
         task, error = failed.task, failed.error
@@ -986,6 +988,9 @@ class Incarnation:
                 if not future.cancelled() or (me is not None and me.cancelling()):
                     raise
 
+    async def _in_writer(self, work: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._writer.submit(work))
+
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
@@ -993,7 +998,7 @@ class Incarnation:
         compression = Compression(self._facts.compression, self._store.bandwidth)
         while rest and not self._stop.is_set():
             encode = partial(_encode, rest, self._values, self._facts, self._nonce, room)
-            made = await self._in_worker(partial(encode, compression, self._stop))
+            made = await self._in_writer(partial(encode, compression, self._stop))
             if isinstance(made, Failed):
                 await self._fail_for(made)
                 return

@@ -65,7 +65,7 @@ class Service:
         self.threads = settings.threads_per_executor or threads_for(limit_mb(), usable_cores())
         """Tasks that run at once, if a job does not say otherwise."""
         self._workers = [Worker()]
-        self._reader = Worker()
+        self._reader, self._writer = Worker(), Worker()
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
         self._environment = _environment()
@@ -88,9 +88,8 @@ class Service:
         for held in (self._connections, self._invoker):
             if held is not None:
                 self._loop.run_until_complete(held.__aexit__(None, None, None))
-        for worker in self._workers:
+        for worker in (*self._workers, self._reader, self._writer):
             worker.close()
-        self._reader.close()
         self._loop.close()
 
     def _restore(self) -> None:
@@ -155,6 +154,7 @@ class Service:
             self._cache,
             self._workers,
             self._reader,
+            self._writer,
             context.aws_request_id,
             context.get_remaining_time_in_millis() / 1000,
             partial(self._invoke, context.invoked_function_arn),
@@ -167,7 +167,7 @@ class Service:
             log.warning("executor %s gives up: %s", invocation.executor, error)
             return {"executor": invocation.executor, "exit": "UNREACHABLE"}
         finally:
-            for worker in self._workers:
+            for worker in (*self._workers, self._writer):
                 if worker.busy:
                     worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
