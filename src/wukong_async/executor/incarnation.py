@@ -277,6 +277,8 @@ class Incarnation:
         self._facts = PlanFacts((), (), 0, 0, 0.0)
         self._policy = Policy(meter.costs, {}, inline_limit=0, span=(0, 0), slots=1)
         self._timer: asyncio.TimerHandle | None = None
+        self._look = math.inf
+        """When it rings."""
         self._invited: Sequence[tuple[int, int]] = ()
         self._parcels: Sequence[Mapping[str, bytes]] = ()
         self._carried: dict[str, bytes] = {}
@@ -437,6 +439,7 @@ class Incarnation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._look = math.inf
         engine, now = self._engine, time.monotonic()
         if engine.state is not State.WORK:
             return
@@ -450,14 +453,12 @@ class Incarnation:
 
     def _look_at(self, when: float, now: float) -> None:
         """Look again then, unless that is to be earlier."""
-        loop = asyncio.get_running_loop()
-        if when < math.inf:
-            due = loop.time() + max(when - now, LEAST_PAUSE)
-            if self._timer is not None and self._timer.when() <= due:
-                return
+        if when < self._look:
+            self._look = when
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(due, self._wake.set)
+            pause = max(when - now, LEAST_PAUSE)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._wake.set)
 
     def _take_back(self, now: float) -> float:
         """Have ready again what waits behind tasks that take too long; when to look again."""
