@@ -13,7 +13,7 @@ import itertools
 import math
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from operator import itemgetter
@@ -23,8 +23,9 @@ from benchmarks.shapes import Key, Shape
 
 # The one model of the store that there is; a differential test holds it to the scripts.
 from tests.simulation.model import ModelStore
-from wukong_async.blocks import name_of
+from wukong_async.blocks import first_blocks, name_of
 from wukong_async.engine import (
+    LOAD_AHEAD,
     Action,
     Begin,
     Delete,
@@ -41,6 +42,7 @@ from wukong_async.engine import (
     State,
     Step,
 )
+from wukong_async.executor.incarnation import MOST_PARCELED
 from wukong_async.plan import Plan, make_plan
 from wukong_async.policy import (
     Costs,
@@ -57,8 +59,10 @@ from wukong_async.protocol import Commit, JobState, Payload, Reply, TaskSpec, ch
 from wukong_async.store import NewJob, commit_body
 
 INLINE = 16 * 1024
-TRIPS = 3
-"""Requests of an executor before its first task."""
+TRIPS = 1
+"""Requests of an executor before its first task: blocks of the plan are read at the same time."""
+BLOCK = 256
+"""Tasks of a block."""
 OVERHEAD = 2e-6
 """Seconds that a task takes beyond its own."""
 SMALL = 100.0
@@ -232,7 +236,8 @@ class World:
         ends = [group[0] for group in groups[1:]] + [len(case.plan)]
         for index, (group, until) in enumerate(zip(groups, ends, strict=True)):
             span = (0 if index == 0 else group[0], until)
-            self.invoke(str(index), index, span, self._estimates, alone=len(groups) == 1)
+            alone = len(groups) == 1
+            self.invoke(str(index), index, group, span, self._estimates, alone=alone)
         while self._events:
             self.now, _, event = heapq.heappop(self._events)
             event()
@@ -245,9 +250,11 @@ class World:
         self,
         name: str,
         index: int,
+        group: Sequence[int],
         span: tuple[int, int],
         estimates: Mapping[str, Estimate],
         *,
+        carried: Iterable[int] = (),
         alone: bool = False,
         waited: Mapping[str, float] | None = None,
         room: int | None = None,
@@ -257,6 +264,9 @@ class World:
         self.starts += 1
         seen = {n: Estimate(e.count, e.seconds, e.size) for n, e in estimates.items()}
         executor = Executor(self, name, span, seen, alone=alone, waited=waited, room=room)
+        starts = range(0, len(self.case.plan), BLOCK)
+        executor.blocks.update(first_blocks(starts, group[:LOAD_AHEAD]))
+        executor.carried.update(carried)
         self.after((index + 1) * costs.invoke + costs.start, executor.begin)
 
 
@@ -281,6 +291,10 @@ class Executor:
     alone: bool = False
     waited: Mapping[str, float] | None = None
     room: int | None = None
+    blocks: set[int] = field(default_factory=set)
+    """Of the plan, which have been read, or were asked for before anything else;"""
+    carried: set[int] = field(default_factory=set)
+    """objects that came along with the event."""
     steps: Sequence[Step] = ()
     ends: list[float] = field(default_factory=list)
     since: float = 0.0
@@ -383,9 +397,9 @@ class Executor:
             case Begin():
                 self._ask(lambda: engine.begun(world.store.begin(self.name, self.name)))
             case Load(tasks):
-                self._ask(lambda: engine.loaded([world.case.plan.specs[t] for t in tasks]))
+                self._load({task // BLOCK for task in tasks})
             case Fetch(objects):
-                self._ask(partial(self._fetch, objects))
+                self._fetch(objects)
             case Run(steps):
                 self._run(steps)
             case Publish(tasks):
@@ -401,8 +415,17 @@ class Executor:
                 for index, offer in enumerate(offers):
                     child = child_name(self.name, sequence, offer)
                     waited = waited_in(self.policy.seen(world.now))
-                    span = self.invited[offer]
-                    world.invoke(child, index, span, self.estimates, waited=waited, room=room)
+                    group, span, carried = self.invited[offer]
+                    world.invoke(
+                        child,
+                        index,
+                        group,
+                        span,
+                        self.estimates,
+                        carried=carried,
+                        waited=waited,
+                        room=room,
+                    )
             case Exit():
                 self.alive = False
                 costs = world.case.place.costs
@@ -412,15 +435,28 @@ class Executor:
             case InvokeAgain():
                 raise AssertionError("nobody hands over")
 
+    def _load(self, blocks: set[int]) -> None:
+        """Read blocks of the plan, unless they are here."""
+        specs = self.world.case.plan.specs
+        tasks = [spec for block in blocks for spec in specs[block * BLOCK : (block + 1) * BLOCK]]
+        loaded = partial(self.engine.loaded, tasks)
+        if blocks <= self.blocks:
+            loaded()
+        else:
+            self._ask(loaded)
+        self.blocks |= blocks
+
     def _fetch(self, objects: Sequence[int]) -> None:
-        """Read inputs; small ones are in the answer to the commit."""
+        """Read inputs, unless they came along with the event."""
         sizes = {n: self.world.case.sizes[n] for n in objects}
         large = sum(size for size in sizes.values() if size > INLINE)
         fetched = partial(self.engine.fetched, {n: int(s) for n, s in sizes.items()})
-        if large:
-            self._ask(fetched, large)
-        else:
+        if self.carried.issuperset(objects):
             fetched()
+        elif large:
+            self._ask(partial(self._ask, fetched, large))
+        else:
+            self._ask(fetched)
 
     def _run(self, steps: Sequence[Step]) -> None:
         world = self.world
@@ -471,7 +507,16 @@ class Executor:
             for task in {*(t for t, _ in commit.publish), *commit.results}
         }
         body = commit_body(commit, payloads, b"", self.engine.told)
-        self.invited = [self.policy.span_of(group) for group in commit.offers]
+        small = {task for task, _ in commit.publish if world.case.sizes[task] <= INLINE}
+        specs = world.case.plan.specs
+        self.invited = [
+            (
+                group,
+                self.policy.span_of(group),
+                small.intersection(d for task in group[:MOST_PARCELED] for d in specs[task].inputs),
+            )
+            for group in commit.offers
+        ]
 
         def replied() -> None:
             reply = self.reply

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeAlias, cast
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 from wukong_async import wire
 from wukong_async.collector import collector_paused
 from wukong_async.compression import NONE
-from wukong_async.protocol import TaskSpec
+from wukong_async.protocol import AHEAD_MOST, TaskSpec
 
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
 Entry: TypeAlias = tuple[
@@ -214,6 +214,11 @@ def name_of(key: Hashable) -> str:
 @lru_cache(10_000)
 def _name_of(head: str) -> str:
     return sys.intern(TOKEN.sub("", head))
+
+
+def first_blocks(starts: Sequence[int], tasks: Iterable[int]) -> list[int]:
+    """Blocks that tasks are in, in order; the first ones, if they are in many."""
+    return list(dict.fromkeys(block_of(starts, task) for task in tasks))[:AHEAD_MOST]
 
 
 def block_of(starts: Sequence[int], task: int) -> int:

@@ -207,6 +207,11 @@ class Advice(Protocol):
     def may_read_ahead(self) -> bool:
         """Whether to read inputs of more than the next task, as others may take the rest."""
 
+    def meanwhile(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
+    ) -> tuple[Iterable[int], Iterable[int]]:
+        """Fan-ins to tell, and to probe, while so many bytes are read and nothing can be run."""
+
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
     ) -> tuple[Iterable[int], Iterable[int]]:
@@ -227,6 +232,12 @@ class NoAdvice:
     def may_read_ahead(self) -> bool:
         """See `Advice`."""
         return True
+
+    def meanwhile(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
+    ) -> tuple[Iterable[int], Iterable[int]]:
+        """See `Advice`."""
+        return (), ()
 
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
@@ -794,14 +805,12 @@ class Engine:
             self._actions.append(Run(steps))
             self._load()  # While these run, what they lead to is read.
             self._fetch()
-        if not (
-            self._running
-            or self._loading
-            or self._fetching
-            or self._next
-            or self._sent
-            or self.share(*self.advice.at_last(self._pending))
-        ):
+        if self._running or self._loading or self._next or self._sent:
+            return
+        if self._fetching:
+            size = sum(map(self._bytes_of, self._fetching))
+            self.share(*self.advice.meanwhile(self._pending, size))
+        elif not self.share(*self.advice.at_last(self._pending)):
             self._end_round()
 
     def _load(self) -> None:

@@ -22,6 +22,7 @@ import dask
 
 from wukong_async._version import __version__
 from wukong_async.errors import InvocationError
+from wukong_async.protocol import AHEAD_MOST
 
 FORMAT = 1
 MOST_CARRIED = 64 * 1024
@@ -75,6 +76,8 @@ class Hints:
     """See `policy.Policy.seen`."""
     room: int | None = None
     """How many of the free slots are meant for it in the beginning."""
+    blocks: tuple[int, ...] = ()
+    """Blocks of the plan that its first tasks are in."""
     objects: Mapping[str, str] = field(default_factory=dict)
     """Objects of the store that are needed first, by name: their bytes in base 64."""
     mac: str = ""
@@ -107,13 +110,20 @@ class Hints:
                 bool(alone),
                 dict(seen),
                 int() | None as room,
+                list(blocks),
                 dict(objects),
                 str(mac),
-            ] if all(map(_is_figures, seen.values())) and all(
-                isinstance(data, str) and data.isascii() and name.isascii()
-                for name, data in (*objects.items(), ("", mac))
+            ] if (
+                all(map(_is_figures, seen.values()))
+                and len(blocks) <= AHEAD_MOST
+                and all(type(block) is int and block >= 0 for block in blocks)
+                and all(
+                    isinstance(data, str) and data.isascii() and name.isascii()
+                    for name, data in (*objects.items(), ("", mac))
+                )
             ):
-                return cls(float(sent), first, until, alone, seen, room, objects, mac)
+                ahead = tuple(blocks)
+                return cls(float(sent), first, until, alone, seen, room, ahead, objects, mac)
         return None
 
 

@@ -320,6 +320,8 @@ class Policy:
         """Whether a look waits for blocks of the plan; meanwhile Runs are short."""
         self._sample: Sequence[int] = ()
         """Ready tasks at the far end of what has been read, at this look;"""
+        self._guessed = 0.0
+        """Seconds of what can follow that nobody has seen, at this look."""
         self._balances: dict[tuple[int, int], tuple[float, float]] = {}
         self._fan_ins: dict[int, tuple[bool, float, int, float]] = {}
         self._near: Mapping[int, float] = {}
@@ -351,6 +353,16 @@ class Policy:
     def may_read_ahead(self) -> bool:
         """Not while it is about to be seen what of it others may take."""
         return not self._learning
+
+    def meanwhile(
+        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
+    ) -> tuple[Iterable[int], Iterable[int]]:
+        """While much is read and nothing can be run: who has no company to wait for (W6)."""
+        if self.alone or self._hold is not None or size < self.costs.start * self.costs.bandwidth:
+            return (), ()
+        waiting = [c for c, edges in pending.items() if edges and c in self._due]
+        large = {c for c in waiting if any(self._is_large(d) for _, d in pending[c])}
+        return [c for c in waiting if c not in large], large
 
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
@@ -674,8 +686,12 @@ class Policy:
                 return [], False
             self._ask_later(now, pause)
             return [], True
+        free = self._free(engine, now)
         blind = any(name in self._met for name in self._names(engine, queue))
-        count = self._at_once(min(most, self._free(engine, now)), blind=blind)
+        count = self._at_once(min(most, free), blind=blind)
+        if blind:  # What will have to be read is known all the same.
+            sure = SHARED * (total - self._guessed) / start - LEAST_SPARE
+            count = max(count, self._at_once(min(max(sure, 0.0), free), blind=False))
         stay = {task for task in queue if self._stays(engine, task, work)}
         while count >= 1:
             groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
@@ -739,6 +755,7 @@ class Policy:
         """
         seconds: dict[str, float] = {}
         self._unseen.clear()
+        self._guessed = 0.0
         if running is not None:
             self._overrun(engine, now, running, seconds)
         queued = set(queue)
@@ -773,6 +790,8 @@ class Policy:
                 seconds[spec.name] = expected
             # Here and elsewhere, so many run at once.
             work[number] = expected / engine.threads
+            if spec.name not in self.estimates:
+                self._guessed += work[number]
             work[number] += self._reading(engine, spec) if ready else 0.0
             self._size(engine, spec)
             own[last[number]] += work[number]

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+AHEAD_MOST = 4
+"""Blocks of the plan that whoever is given work reads while it takes its record."""
+
 
 class TaskSpec(NamedTuple):
     """What an executor must know of a task to schedule it."""

@@ -44,7 +44,8 @@ def test_packages_that_a_graph_may_do_without_count_where_both_have_them() -> No
     assert mismatch(mine, {**mine, "numpy": "1.26"}) == "numpy: client 2.4, function 1.26"
 
 
-HINTS = Hints(1.5, 3, 9, alone=True, seen={"add": [1, 0.5, 8.0], "": [0.1, 0.1, 1e6, 0.1]})
+SEEN = {"add": [1, 0.5, 8.0], "": [0.1, 0.1, 1e6, 0.1]}
+HINTS = Hints(1.5, 3, 9, alone=True, seen=SEEN, blocks=(0, 2))
 SECRET = b"0123456789abcdef"
 
 
@@ -82,13 +83,16 @@ def test_an_event_carries_what_it_has_room_for() -> None:
         {},
         [],
         [1.5, 3],
-        ["late", 3, 9, True, {}, None, {}, ""],
-        [1.5, 3, 9, True, {"add": [1, "a", 2]}, None, {}, ""],
-        [1.5, 3, 9, True, {"add": [1, -2, 2]}, None, {}, ""],
-        [1.5, 3, 9, True, {"add": [1]}, None, {}, ""],
-        [1.5, 3, 9, True, {}, "much", {}, ""],
-        [1.5, 3, 9, True, {}, None, {"b0": 7}, ""],
-        [1.5, 3, 9, True, {}, None, {}, None],
+        ["late", 3, 9, True, {}, None, [], {}, ""],
+        [1.5, 3, 9, True, {"add": [1, "a", 2]}, None, [], {}, ""],
+        [1.5, 3, 9, True, {"add": [1, -2, 2]}, None, [], {}, ""],
+        [1.5, 3, 9, True, {"add": [1]}, None, [], {}, ""],
+        [1.5, 3, 9, True, {}, "much", [], {}, ""],
+        [1.5, 3, 9, True, {}, None, ["b0"], {}, ""],
+        [1.5, 3, 9, True, {}, None, [-1], {}, ""],
+        [1.5, 3, 9, True, {}, None, [0, 1, 2, 3, 4], {}, ""],
+        [1.5, 3, 9, True, {}, None, [], {"b0": 7}, ""],
+        [1.5, 3, 9, True, {}, None, [], {}, None],
     ],
 )
 def test_hints_that_make_no_sense_are_let_alone(hints: object) -> None:

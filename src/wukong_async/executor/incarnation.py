@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from traceback import FrameSummary, clear_frames
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import dask._task_spec
 
@@ -34,6 +34,7 @@ from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import (
     FETCH_BYTES,
+    LOAD_AHEAD,
     Action,
     Begin,
     Delete,
@@ -122,6 +123,18 @@ class Failed:
     """It is to be tried again, with what this try may have used up made new."""
     pause: float = 0.0
     """Seconds to wait before that."""
+
+
+class Invited(NamedTuple):
+    """What an executor is told that takes over a group, if it is accepted."""
+
+    first: int
+    until: int
+    """The tasks of the plan that go with it, first and last + 1."""
+    blocks: tuple[int, ...]
+    """Those of its first tasks."""
+    parcel: Mapping[str, bytes]
+    """Small inputs, by name."""
 
 
 class TookTooLong(Exception):
@@ -279,9 +292,11 @@ class Incarnation:
         self._timer: asyncio.TimerHandle | None = None
         self._look = math.inf
         """When it rings."""
-        self._invited: Sequence[tuple[int, int]] = ()
-        self._parcels: Sequence[Mapping[str, bytes]] = ()
-        self._carried: dict[str, bytes] = {}
+        self._invited: Sequence[Invited] = ()
+        self._carried: dict[str, wire.Buffer] = {}
+        self._ahead: asyncio.Task[None] | None = None
+        self._coming: dict[int, asyncio.Future[None]] = {}
+        """Blocks that are being read."""
         self._remembering: asyncio.Task[None] | None = None
         self._known: dict[str, Sequence[float]] = {}
         """What others know of tasks by name."""
@@ -335,6 +350,7 @@ class Incarnation:
                     case Exit(reason):
                         return reason
                     case Begin():
+                        self._read_ahead(group)
                         started = time.monotonic()
                         begun = await self._store.begin(
                             self._executor, self._nonce, self._request_id
@@ -381,7 +397,14 @@ class Incarnation:
         told_so_far, memory = self._engine.told, self._memory.peak
         body = commit_body(commit, self._payloads, self._error, told_so_far, memory)
         generation, inline = self._engine.generation, self._payloads
-        parcels = [self._parcel(group, inline) for group in commit.offers]
+        invited = [
+            Invited(
+                *self._policy.span_of(group),
+                tuple(blocks.first_blocks(self._facts.starts, group[:LOAD_AHEAD])),
+                self._parcel(group, inline),
+            )
+            for group in commit.offers
+        ]
         # A result that was published in a commit that passed nothing is announced in a later one.
         kept = self._payloads if commit.stay is None else {}
         told = {task for task, _ in commit.publish} - commit.held
@@ -397,8 +420,7 @@ class Incarnation:
         now = time.monotonic()
         if len(body) < LEAST_METERED:
             self._saw("round_trip", now - started)
-        self._invited = [self._policy.span_of(group) for group in commit.offers]
-        self._parcels = parcels
+        self._invited = invited
         self._policy.replied(self._engine, commit.offers, reply, now)
         self._engine.replied(reply)
 
@@ -421,9 +443,9 @@ class Incarnation:
             name = child_name(self._executor, sequence, index)
             hints[name] = None
             if index < len(self._invited):
-                first, until = self._invited[index]
-                told = Hints(time.time(), first, until, seen=seen, room=room)
-                hints[name] = told.carrying(self._parcels[index], self._facts.secret)
+                first, until, ahead, parcel = self._invited[index]
+                told = Hints(time.time(), first, until, seen=seen, room=room, blocks=ahead)
+                hints[name] = told.carrying(parcel, self._facts.secret)
         await self._invoke_all(hints)
 
     async def _invoke_all(self, executors: Mapping[str, Hints | None]) -> None:
@@ -506,7 +528,7 @@ class Incarnation:
         if costs is not None:
             self._meter.believe(costs)
         if hints is not None:
-            self._carried = hints.carried(facts.secret)
+            self._carried.update(hints.carried(facts.secret))
             heard, costs = recalled(hints.seen, LASTING)
             estimates |= heard
             if costs is not None:
@@ -615,33 +637,67 @@ class Incarnation:
 
     # Reading ----------------------------------------------------------------------------------
 
+    def _read_ahead(self, group: asyncio.TaskGroup) -> None:
+        """Ask for the blocks of its first tasks while the record is taken."""
+        hints = self._invocation.hints
+        wanted = hints.blocks if hints is not None else ()
+        missing = [index for index in wanted if self._cache.block(index) is None]
+        if missing:
+            self._ahead = group.create_task(self._take_along(missing))
+            self._tasks.add(self._ahead)
+
+    async def _take_along(self, indexes: Sequence[int]) -> None:
+        frames = await self._frames(indexes)
+        self._carried.update((block_name(i), f) for i, f in frames.items() if f is not None)
+
     async def _load(self, tasks: Sequence[int]) -> None:
         for block in await self._blocks(tasks):
             self._engine.loaded(block.specs)
 
     async def _blocks(self, tasks: Iterable[int], *, anew: bool = False) -> list[Block]:
         """The blocks of these tasks; none if one of them cannot be had, which fails the job."""
-        starts, edges = self._facts.starts, self._facts.edges
-        wanted = dict.fromkeys(blocks.block_of(starts, task) for task in tasks)
+        if self._ahead is not None:
+            await self._ahead
+        wanted = dict.fromkeys(blocks.block_of(self._facts.starts, task) for task in tasks)
         missing = [index for index in wanted if anew or self._cache.block(index) is None]
-        carried = {i: self._carried.pop(block_name(i), None) for i in missing}
-        asked = [i for i, frame in carried.items() if frame is None]
-        read = await self._store.get([block_name(i) for i in asked], [BLOCK_BYTES] * len(asked))
-        carried.update(zip(asked, read, strict=True))
-        frames = [carried[i] for i in missing]
-        for index, frame in zip(missing, frames, strict=True):
+        coming = [self._coming[i] for i in missing if i in self._coming and not anew]
+        missing = [i for i in missing if i not in self._coming or anew]
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._coming.update(dict.fromkeys(missing, mine))
+        try:
+            if not await self._read_blocks(missing):
+                return []
+        finally:
+            self._coming = {i: each for i, each in self._coming.items() if each is not mine}
+            mine.set_result(None)
+        for each in coming:
+            await each
+        found = [self._cache.block(index) for index in wanted]
+        there = [block for block in found if block is not None]
+        return there if len(there) == len(found) else []
+
+    async def _read_blocks(self, indexes: Sequence[int]) -> bool:
+        """Have blocks in the cache; whether that worked."""
+        carried = {i: self._carried.pop(block_name(i), None) for i in indexes}
+        frames = carried | await self._frames([i for i, f in carried.items() if f is None])
+        for index, frame in frames.items():
             if frame is None:
                 self._fail(failure.input_lost([]))
-                return []
+                return False
             try:
-                decode = partial(blocks.decode, frame, starts[index], edges[index])
+                start, edge = self._facts.starts[index], self._facts.edges[index]
+                decode = partial(blocks.decode, frame, start, edge)
                 block = await self._in_reader(partial(_patiently, decode))
             except blocks.Unreadable as error:
                 self._fail(await self._in_reader(partial(self._unreadable, "plan", error)))
-                return []
+                return False
             self._cache.add_block(index, block)
-        found = map(self._cache.block, wanted)
-        return [block for block in found if block is not None]
+        return True
+
+    async def _frames(self, indexes: Sequence[int]) -> dict[int, wire.Buffer | None]:
+        names = list(map(block_name, indexes))
+        read = await self._store.get(names, [BLOCK_BYTES] * len(names)) if names else []
+        return dict(zip(indexes, read, strict=True))
 
     async def _fresh(self, tasks: Collection[int]) -> bool:
         """Read again what is to be run, and has been run here before; whether that worked."""

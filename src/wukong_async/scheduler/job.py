@@ -18,7 +18,9 @@ from typing import Any, Protocol, TypeVar
 
 from wukong_async import failure
 from wukong_async import graph as graphs
+from wukong_async.blocks import first_blocks
 from wukong_async.config import Settings, is_nearby
+from wukong_async.engine import LOAD_AHEAD
 from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
 from wukong_async.invocation import Hints, versions
 from wukong_async.invoker import Invoker
@@ -229,8 +231,19 @@ class Job:
         self.created = True
         # Each with the range of the plan up to the leaves of the next one.
         bounds = [0, *(group[0] for group in groups[1:]), len(upload.plan)]
+        ahead = {
+            name: tuple(first_blocks(upload.starts, group[:LOAD_AHEAD])) for name, group in records
+        }
+        if upload.first:
+            ahead["0"] = ahead["0"][1:]
         hints = {
-            name: Hints(time.time(), first, until, alone=len(records) == 1)
+            name: Hints(
+                time.time(),
+                first,
+                until,
+                alone=len(records) == 1,
+                blocks=ahead[name],
+            )
             for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
         }
         hints["0"] = hints["0"].carrying(upload.first, upload.secret)
