@@ -25,11 +25,11 @@ class Single:
 
 
 def single(case: Case) -> Single:
-    """What one executor takes that is started alone, reads its plan, runs all, and commits."""
+    """What one executor takes that is started alone, takes its record, runs all, and commits."""
     costs = case.place.costs
     results = sum(case.sizes[n] for n in case.plan.requested if case.sizes[n] > INLINE)
     busy = sum(case.seconds) + OVERHEAD * len(case.plan) + results / costs.bandwidth
-    cost = costs.start + busy + 3 * costs.round_trip
+    cost = costs.start + busy + 2 * costs.round_trip
     return Single(cost + costs.invoke - costs.round_trip / 2, cost)
 
 

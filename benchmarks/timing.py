@@ -302,7 +302,8 @@ class Executor:
     runs: int = 0
     """Counts Runs, and one twice of which something is taken back."""
     begun_at: float = 0.0
-    link: float = 0.0
+    lines: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Until when it reads, and writes."""
     waiting: int = 0
     resting: float | None = None
     timer: float = math.inf
@@ -330,12 +331,18 @@ class Executor:
         self.begun_at = self.world.now
         self._step()
 
-    def _ask(self, answered: Callable[[], None], size: float = 0.0) -> None:
-        """A request, with so many bytes."""
-        costs = self.world.case.place.costs
+    def _ask(
+        self, answered: Callable[[], None], size: float = 0.0, *, writes: bool = False
+    ) -> None:
+        """A request, with so many bytes.
+
+        Each way of a line has its own bandwidth, and what is small has connections of its own.
+        """
+        world, costs = self.world, self.world.case.place.costs
         self.waiting += 1
-        self.link = max(self.link, self.world.now) + size / costs.bandwidth
-        self.world.moved += size
+        world.moved += size
+        ends = (max(self.lines[writes], world.now) if size else world.now) + size / costs.bandwidth
+        self.lines[writes] = max(self.lines[writes], ends)
 
         def arrive() -> None:
             self.waiting -= 1
@@ -343,7 +350,7 @@ class Executor:
                 answered()
                 self._step()
 
-        self.world.after(self.link - self.world.now + costs.round_trip, arrive)
+        world.after(ends - world.now + costs.round_trip, arrive)
 
     def _running(self) -> Running | None:
         """What the thread does now."""
@@ -405,7 +412,7 @@ class Executor:
             case Publish(tasks):
                 size = sum(world.case.sizes[t] for t in tasks if world.case.sizes[t] > INLINE)
                 if size:
-                    self._ask(engine.published, size)
+                    self._ask(engine.published, size, writes=True)
                 else:
                     engine.published()
             case Send(sequence, commit):

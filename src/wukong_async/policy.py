@@ -47,7 +47,7 @@ MOST_EDGES = 10_000
 """Inputs that are told or probed in one commit: a larger one holds up others."""
 LEAST_WORK = 0.025
 """Seconds of work below which nothing is shared: events and commits take their time as well."""
-PAYS = 0.9
+PAYS = 0.85
 """A group has to be worth so much of its price (W3)."""
 FEW = 8
 """Groups whose number is tried one by one."""
@@ -320,8 +320,6 @@ class Policy:
         """Whether a look waits for blocks of the plan; meanwhile Runs are short."""
         self._sample: Sequence[int] = ()
         """Ready tasks at the far end of what has been read, at this look;"""
-        self._guessed = 0.0
-        """Seconds of what can follow that nobody has seen, at this look."""
         self._balances: dict[tuple[int, int], tuple[float, float]] = {}
         self._fan_ins: dict[int, tuple[bool, float, int, float]] = {}
         self._near: Mapping[int, float] = {}
@@ -519,6 +517,8 @@ class Policy:
                 continue  # It stays.
             elif self._awaits_given(engine, consumer):
                 due = now  # Who was given it will soon have nothing else to do.
+            elif self._is_large(spec.number) and consumer not in self._probed:
+                due = now + SMALL_TRIPS * self.costs.round_trip
             else:
                 due = now + self._patience(spec.number)
             self._due[consumer] = min(due, self._due.get(consumer, math.inf))
@@ -589,9 +589,12 @@ class Policy:
                 continue
             edges += len(here)
             kept = self._attracts(engine, consumer, here)
-            if kept and consumer not in self._probed:
+            if consumer not in self._probed and any(map(self._is_large, here)):
                 probe.append(consumer)
                 self._probed[consumer] = now
+                if not kept:
+                    self._due[consumer] = now + max(map(self._patience, here))
+                    continue
             elif not kept or engine.free > 0:
                 arrive.append(consumer)
                 continue
@@ -686,17 +689,13 @@ class Policy:
                 return [], False
             self._ask_later(now, pause)
             return [], True
-        free = self._free(engine, now)
         blind = any(name in self._met for name in self._names(engine, queue))
-        count = self._at_once(min(most, free), blind=blind)
-        if blind:  # What will have to be read is known all the same.
-            sure = SHARED * (total - self._guessed) / start - LEAST_SPARE
-            count = max(count, self._at_once(min(max(sure, 0.0), free), blind=False))
+        count = self._at_once(min(most, self._free(engine, now)), blind=blind)
         stay = {task for task in queue if self._stays(engine, task, work)}
         while count >= 1:
             groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
             paid = [g for g in groups if self._pays(engine, g, work, scan)]
-            if len(paid) == len(groups):
+            if len(groups) - len(paid) <= len(groups) // FEW:  # The rest stays.
                 return [(group, until) for group, until in paid], False
             # The price does not grow with the number: fewer groups are larger ones.
             count = count - 1 if count < FEW else count * 3 // 4
@@ -755,7 +754,6 @@ class Policy:
         """
         seconds: dict[str, float] = {}
         self._unseen.clear()
-        self._guessed = 0.0
         if running is not None:
             self._overrun(engine, now, running, seconds)
         queued = set(queue)
@@ -790,8 +788,6 @@ class Policy:
                 seconds[spec.name] = expected
             # Here and elsewhere, so many run at once.
             work[number] = expected / engine.threads
-            if spec.name not in self.estimates:
-                self._guessed += work[number]
             work[number] += self._reading(engine, spec) if ready else 0.0
             self._size(engine, spec)
             own[last[number]] += work[number]
