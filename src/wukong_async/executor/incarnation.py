@@ -660,27 +660,44 @@ class Incarnation:
             await self._ahead
         wanted = dict.fromkeys(blocks.block_of(self._facts.starts, task) for task in tasks)
         missing = [index for index in wanted if anew or self._cache.block(index) is None]
-        coming = [self._coming[i] for i in missing if i in self._coming and not anew]
-        missing = [i for i in missing if i not in self._coming or anew]
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._coming.update(dict.fromkeys(missing, mine))
+        loop = asyncio.get_running_loop()
+        mine = {i: loop.create_future() for i in missing if anew or i not in self._coming}
+        others = [self._coming[i] for i in missing if i not in mine]
+        self._coming.update(mine)
         try:
-            if not await self._read_blocks(missing):
+            if not await self._read_blocks(mine):
                 return []
         finally:
-            self._coming = {i: each for i, each in self._coming.items() if each is not mine}
-            mine.set_result(None)
-        for each in coming:
-            await each
+            for index, here in mine.items():
+                if self._coming.get(index) is here:
+                    del self._coming[index]
+                if not here.done():
+                    here.set_result(None)
+        for here in others:
+            await here
         found = [self._cache.block(index) for index in wanted]
         there = [block for block in found if block is not None]
         return there if len(there) == len(found) else []
 
-    async def _read_blocks(self, indexes: Sequence[int]) -> bool:
-        """Have blocks in the cache; whether that worked."""
-        carried = {i: self._carried.pop(block_name(i), None) for i in indexes}
-        frames = carried | await self._frames([i for i, f in carried.items() if f is None])
-        for index, frame in frames.items():
+    async def _read_blocks(self, here: Mapping[int, asyncio.Future[None]]) -> bool:
+        """Have blocks in the cache, and say of each when it is; whether that worked."""
+        frames = {i: self._carried.pop(block_name(i), None) for i in here}
+        reading = asyncio.ensure_future(self._frames([i for i, f in frames.items() if f is None]))
+        # What has come along does not wait for the others.
+        known = [(i, f) for i, f in frames.items() if f is not None]
+        try:
+            if not await self._decode_blocks(known, here):
+                return False
+            return await self._decode_blocks((await reading).items(), here)
+        finally:
+            reading.cancel()
+
+    async def _decode_blocks(
+        self,
+        frames: Iterable[tuple[int, wire.Buffer | None]],
+        here: Mapping[int, asyncio.Future[None]],
+    ) -> bool:
+        for index, frame in frames:
             if frame is None:
                 self._fail(failure.input_lost([]))
                 return False
@@ -692,6 +709,7 @@ class Incarnation:
                 self._fail(await self._in_reader(partial(self._unreadable, "plan", error)))
                 return False
             self._cache.add_block(index, block)
+            here[index].set_result(None)
         return True
 
     async def _frames(self, indexes: Sequence[int]) -> dict[int, wire.Buffer | None]:
