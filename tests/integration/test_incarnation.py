@@ -30,12 +30,12 @@ from wukong_async.executor import incarnation as incarnation_module
 from wukong_async.executor.incarnation import Incarnation
 from wukong_async.executor.memory import GLANCE, PlanCache, Values
 from wukong_async.executor.worker import Worker
-from wukong_async.invocation import Invocation
+from wukong_async.invocation import Hints, Invocation
 from wukong_async.last_words import LastWords
 from wukong_async.policy import Meter
 from wukong_async.protocol import JobState, Reply, Status
 from wukong_async.scheduler.upload import Upload
-from wukong_async.store import Connections, JobStore
+from wukong_async.store import Connections, JobStore, block_name
 
 
 @pytest.fixture
@@ -79,9 +79,11 @@ class Job:
         assert await self.store.create(new) is Status.OK
         return upload
 
-    def incarnation(self, remaining: float = 600, threads: int = 1) -> Incarnation:
+    def incarnation(
+        self, remaining: float = 600, threads: int = 1, hints: Hints | None = None
+    ) -> Incarnation:
         job_id = self.store.job_id
-        invocation = Invocation(job_id, "0")
+        invocation = Invocation(job_id, "0", hints=hints)
         return Incarnation(
             invocation,
             self.store,
@@ -202,6 +204,42 @@ async def test_small_outputs_beyond_what_one_commit_takes_go_to_the_data_shards(
     assert len(inline) == 9
     found = await job.store.read(upload.plan.leaves[:100])
     assert all(frame is not None and bytes(1000) in bytes(frame) for frame in found.values())
+
+
+async def test_blocks_are_read_while_the_record_is_taken_and_once(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = {f"x{i}": (bytes, 1000) for i in range(20)}
+    upload = await job.create(
+        {**leaves, "total": (list, list(leaves))}, "total", settings=Settings(block_size=500)
+    )
+    assert len(upload.starts) > 3
+    begin, get = job.store.begin, job.store.get
+    asked: list[str] = []
+    is_asked = asyncio.Event()
+
+    async def begin_late(*args: Any) -> Any:
+        await asyncio.wait_for(is_asked.wait(), 20)
+        return await begin(*args)
+
+    async def noted(names: Sequence[str], sizes: Sequence[int]) -> list[Any]:
+        asked.extend(names)
+        is_asked.set()
+        return await get(names, sizes)
+
+    monkeypatch.setattr(job.store, "begin", begin_late)
+    monkeypatch.setattr(job.store, "get", noted)
+    hints = Hints(time.time(), 0, len(upload.plan), alone=True, blocks=(0, 1, 2))
+    assert await job.incarnation(hints=hints).run() is Status.OK
+    assert asked[:3] == [block_name(index) for index in range(3)]
+    blocks = [name for name in asked if name.startswith("b")]
+    assert sorted(blocks) == sorted(block_name(i) for i in range(len(upload.starts)))
+
+
+async def test_a_block_that_is_not_there_is_not_missed_before_it_is_needed(job: Job) -> None:
+    await job.create({"x": (len, "abc")}, "x")
+    hints = Hints(time.time(), 0, 1, blocks=(0, 7))
+    assert await job.incarnation(hints=hints).run() is Status.OK
 
 
 async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thread(

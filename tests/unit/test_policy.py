@@ -289,6 +289,19 @@ def test_a_group_pays_for_what_has_to_be_moved() -> None:
     assert executor.shares(0.01)
 
 
+def test_one_of_many_groups_that_does_not_pay_stays() -> None:
+    graph, outputs = independent(20)
+    # What it makes would have to be written for somebody else's.
+    graph |= {"heavy-0": (), "far-0": (), "join-0": ("heavy-0", "far-0")}
+    known = {"map": (0.1, 8.0), "heavy": (0.1, 100 * MB)}
+    leaves = [*outputs, "heavy-0"]
+    executor = Executor(graph, [*outputs, "join-0"], known=known, frontier=leaves)
+    groups = executor.shares(0.0)
+    assert all(len(group) == 1 for group in groups)
+    assert len(groups) > 15
+    assert ["heavy-0"] not in groups
+
+
 def test_a_task_that_makes_much_is_not_given_away_blindly() -> None:
     """How the process grows says what the outputs of such tasks will be."""
     graph, sums = pairs(8)
@@ -340,8 +353,8 @@ def test_a_small_output_waits_for_company() -> None:
 def test_a_large_output_is_probed_and_then_told() -> None:
     executor = fan_in(size=10 * MB)
     add = executor.number["add-0"]
-    assert executor.look(1.0) is None
-    found = executor.look(1.2)
+    assert executor.look(1.0) is None, "there may be more to probe"
+    found = executor.look(1.005)
     assert found is not None
     assert (found.probe, found.arrive) == ([add], [])
     assert executor.engine.share(probe=[add])
@@ -369,6 +382,24 @@ def test_what_is_large_is_probed_once_more_at_last() -> None:
     assert executor.policy.at_last(executor.engine.pending) == ([], [add])
     executor = fan_in(size=8.0)
     assert executor.policy.at_last(executor.engine.pending) == ([], [])
+
+
+def test_while_much_is_read_nothing_waits_for_company() -> None:
+    executor = fan_in(size=10 * MB)
+    add, pending = executor.number["add-0"], executor.engine.pending
+    assert executor.policy.meanwhile(pending, size=MB) == ((), ())
+    small, large = executor.policy.meanwhile(pending, size=100 * MB)
+    assert (list(small), list(large)) == ([], [add])
+    executor = fan_in(size=8.0)
+    small, large = executor.policy.meanwhile(executor.engine.pending, size=100 * MB)
+    assert (list(small), list(large)) == ([add], [])
+
+
+def test_a_run_that_outlasts_a_start_is_late() -> None:
+    executor = Executor(*independent(2))
+    assert executor.policy.late_at(3.0) == 3.05
+    executor.policy.costs = Costs(start=0.005)
+    assert executor.policy.late_at(3.0) == 3.025, "nothing shorter is shared"
 
 
 # The papers' behaviour ----------------------------------------------------------------------------
