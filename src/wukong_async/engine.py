@@ -647,6 +647,11 @@ class Engine:
         return len(self._stack) + len(self._frontier) - self._head
 
     @property
+    def stalled(self) -> int:
+        """How many are ready but for their blocks, which have to be read."""
+        return len(self._stalled)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a commit is formed or in flight, or there will be no more: `share` is in vain."""
         return bool(self.is_ending or self._next or self._sent)

@@ -678,10 +678,12 @@ class Policy:
         self._balances.clear()
         self._fan_ins.clear()
         self._near = work
-        total = sum(own.values())
+        # What is ready, and has not been read yet, will be shared as well, in groups as large.
+        total = sum(own.values()) * (1 + engine.stalled / len(queue))
         most = SHARED * total / start - LEAST_SPARE
-        self._next_offer = now + pause * (1 + self._jitter / 2)
-        self.again = min(self.again, self._next_offer)
+        if not engine.stalled:  # Else there is more to share as soon as that is here.
+            self._next_offer = now + pause * (1 + self._jitter / 2)
+            self.again = min(self.again, self._next_offer)
         if most < 1 or total < LEAST_WORK:
             return [], False
         if engine.free <= 0:
@@ -693,7 +695,9 @@ class Policy:
         count = self._at_once(min(most, self._free(engine, now)), blind=blind)
         stay = {task for task in queue if self._stays(engine, task, work)}
         while count >= 1:
-            groups = self._cut(engine, queue, work, own, stay, scan, stop, count)
+            # Such that all would finish together, and who keeps has no start to pay.
+            share = (total - (total + count * start) / (count + 1)) / count
+            groups = self._cut(engine, queue, work, own, stay, scan, stop, count, share)
             paid = [g for g in groups if self._pays(engine, g, work, scan)]
             if len(groups) - len(paid) <= len(groups) // FEW:  # The rest stays.
                 return [(group, until) for group, until in paid], False
@@ -842,10 +846,9 @@ class Policy:
         scan: int,
         stop: int,
         count: int,
+        share: float,
     ) -> list[tuple[Sequence[int], int]]:
-        """`count` groups from the far end, such that all would finish together (W4)."""
-        total = sum(own.values())
-        share = (total - (total + count * self.costs.start) / (count + 1)) / count
+        """`count` groups from the far end, or as many as there are, each with its share (W4)."""
         crossing = self._crossing(engine, work, queue[0], scan)
         beyond = [*accumulate((own[task] for task in reversed(queue)), initial=0.0)][::-1]
         groups: list[tuple[Sequence[int], int]] = []

@@ -61,6 +61,12 @@ def test_nobody_idles(name: str) -> None:
     assert blind(name).outcomes["blind"].idle == 0
 
 
+def test_a_wide_fan_out_is_shared_evenly_although_it_is_read_bit_by_bit() -> None:
+    compared = compare(CASES["1 → 10,000 → 1, 100 ms, cold"], ["known"])
+    assert compared.ratios("known")[0] < 1.5
+    assert compared.outcomes["known"].starts <= 1010
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["10 × fork-join of 100 × 2 ms", "TSQR 20 blocks, AWS"])
 def test_a_case_takes_the_same_each_time(name: str, rule: str) -> None:
