@@ -207,9 +207,7 @@ class Advice(Protocol):
     def may_read_ahead(self) -> bool:
         """Whether to read inputs of more than the next task, as others may take the rest."""
 
-    def meanwhile(
-        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
-    ) -> tuple[Iterable[int], Iterable[int]]:
+    def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """Fan-ins to tell, and to probe, while so many bytes are read and nothing can be run."""
 
     def at_last(
@@ -233,9 +231,7 @@ class NoAdvice:
         """See `Advice`."""
         return True
 
-    def meanwhile(
-        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
-    ) -> tuple[Iterable[int], Iterable[int]]:
+    def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """See `Advice`."""
         return (), ()
 
@@ -785,6 +781,7 @@ class Engine:
         self._pending, self._degree = {}, {}
         self._edges, self._probed = set(), {}
         self._scheduled, self._made, self._undone = set(), [], {}
+        self._turns = 0
         self._running, self._rest, self._behind = {}, [], {}
         self._left, self._need, self._unread = {}, {}, set()
         self._readers = {}
@@ -814,7 +811,7 @@ class Engine:
             return
         if self._fetching:
             size = sum(map(self._bytes_of, self._fetching))
-            self.share(*self.advice.meanwhile(self._pending, size))
+            self.share(*self.advice.meanwhile(self, size))
         elif not self.share(*self.advice.at_last(self._pending)):
             self._end_round()
 
@@ -944,6 +941,7 @@ class Engine:
         task = spec.number
         drops = self._read_made(spec.inputs)
         self._made.append(task)
+        self._turns += 1
         self._scheduled.add(task)
         unrun = len(spec.consumers)
         if self._check:
@@ -1113,12 +1111,12 @@ class Engine:
         probes = []
         for consumer in consumers:
             pending = self._pending.get(consumer, [])
-            if self._probed.get(consumer) == len(self._made) or any(
+            if self._probed.get(consumer) == self._turns or any(
                 d in self._published or d in self._undone for _, d in pending
             ):
                 continue
             if pending:
-                self._probed[consumer] = len(self._made)
+                self._probed[consumer] = self._turns
                 probes.append((consumer, self._degree[consumer], tuple(pending)))
         return tuple(probes)
 

@@ -352,15 +352,24 @@ class Policy:
         """Not while it is about to be seen what of it others may take."""
         return not self._learning
 
-    def meanwhile(
-        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
-    ) -> tuple[Iterable[int], Iterable[int]]:
+    def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """While much is read and nothing can be run: who has no company to wait for (W6)."""
+        tell: list[int] = []
+        probe: list[int] = []
+        edges = 0
         if self.alone or self._hold is not None or size < self.costs.start * self.costs.bandwidth:
-            return (), ()
-        waiting = [c for c, edges in pending.items() if edges and c in self._due]
-        large = {c for c in waiting if any(self._is_large(d) for _, d in pending[c])}
-        return [c for c in waiting if c not in large], large
+            return tell, probe
+        gone = engine.free == self._slots - 1
+        for consumer in self._due:
+            here = [d for _, d in engine.pending.get(consumer, ())]
+            if not here or edges > MOST_EDGES:
+                continue
+            if any(map(self._is_large, here)):
+                probe.append(consumer)
+            elif not gone and not self._more_to_come(engine, consumer):
+                tell.append(consumer)
+            edges += len(here)
+        return tell, probe
 
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]
@@ -681,9 +690,8 @@ class Policy:
         # What is ready, and has not been read yet, will be shared as well, in groups as large.
         total = sum(own.values()) * (1 + engine.stalled / len(queue))
         most = SHARED * total / start - LEAST_SPARE
-        if not engine.stalled:  # Else there is more to share as soon as that is here.
-            self._next_offer = now + pause * (1 + self._jitter / 2)
-            self.again = min(self.again, self._next_offer)
+        self._next_offer = now + pause * (1 + self._jitter / 2)
+        self.again = min(self.again, self._next_offer)
         if most < 1 or total < LEAST_WORK:
             return [], False
         if engine.free <= 0:
@@ -700,6 +708,8 @@ class Policy:
             groups = self._cut(engine, queue, work, own, stay, scan, stop, count, share)
             paid = [g for g in groups if self._pays(engine, g, work, scan)]
             if len(groups) - len(paid) <= len(groups) // FEW:  # The rest stays.
+                if engine.stalled and not blind:
+                    self._next_offer = now  # There is more to share as soon as that is here.
                 return [(group, until) for group, until in paid], False
             # The price does not grow with the number: fewer groups are larger ones.
             count = count - 1 if count < FEW else count * 3 // 4

@@ -61,6 +61,36 @@ async def test_what_was_to_be_quick_does_not_hold_up_others(
             assert client.history[-1].begins >= slots
 
 
+class Touchy:
+    """Does not pickle while something happens to it: at the first two tries."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def __reduce__(self) -> Any:
+        with self.path.open("a") as file:
+            file.write("x")
+        if len(self.path.read_text()) <= 2:
+            raise RuntimeError("dictionary changed size during iteration")
+        return Touchy, (str(self.path),)
+
+
+def look_at(touchy: Touchy, seconds: float) -> int:
+    time.sleep(seconds)
+    return len(touchy.path.name)
+
+
+async def test_what_does_not_pickle_while_a_task_reads_it_is_pickled_afterwards(
+    tmp_path: Path,
+) -> None:
+    touchy = delayed(Touchy)(str(tmp_path / "log"))
+    readers = [delayed(look_at)(touchy, seconds) for seconds in (0.3, 0.0, 0.0)]
+    with LocalCluster(2) as cluster:
+        async with WukongClient(cluster, hold=0) as client:
+            assert await client.compute(delayed(add)(*readers)) == 9
+    assert len((tmp_path / "log").read_text()) >= 3
+
+
 async def test_what_is_trivial_stays_with_one(client: WukongClient) -> None:
     total = delayed(sum)([delayed(inc)(i) for i in range(50)])
     for _ in range(2):  # The first time it may have to import something.

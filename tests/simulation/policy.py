@@ -94,10 +94,8 @@ class Guess:
     def may_read_ahead(self) -> bool:
         return self.policy.known == 1.0 or self.rng.random() < self.policy.known
 
-    def meanwhile(
-        self, pending: Mapping[int, Sequence[tuple[int, int]]], size: float
-    ) -> tuple[Iterable[int], Iterable[int]]:
-        return self.at_last(pending)
+    def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
+        return self.at_last(engine.pending)
 
     def at_last(
         self, pending: Mapping[int, Sequence[tuple[int, int]]]

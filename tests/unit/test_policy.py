@@ -302,6 +302,19 @@ def test_one_of_many_groups_that_does_not_pay_stays() -> None:
     assert ["heavy-0"] not in groups
 
 
+def test_while_much_is_read_there_is_a_look_for_each_gift_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor = Executor(*independent(100), known={"map": (1.0, 8.0)}, free=0)
+    monkeypatch.setattr(Engine, "stalled", 1000)
+    executor.look(0.0)
+    assert executor.look(0.001) is None
+    assert executor.policy.again > 0.04, "there is nobody to give it to"
+    executor = Executor(*independent(100), known={"map": (1.0, 8.0)}, free=50)
+    assert executor.shares(0.0)
+    assert executor.shares(0.001), "what has been read since then"
+
+
 def test_a_task_that_makes_much_is_not_given_away_blindly() -> None:
     """How the process grows says what the outputs of such tasks will be."""
     graph, sums = pairs(8)
@@ -386,13 +399,13 @@ def test_what_is_large_is_probed_once_more_at_last() -> None:
 
 def test_while_much_is_read_nothing_waits_for_company() -> None:
     executor = fan_in(size=10 * MB)
-    add, pending = executor.number["add-0"], executor.engine.pending
-    assert executor.policy.meanwhile(pending, size=MB) == ((), ())
-    small, large = executor.policy.meanwhile(pending, size=100 * MB)
-    assert (list(small), list(large)) == ([], [add])
+    add = executor.number["add-0"]
+    assert executor.policy.meanwhile(executor.engine, size=MB) == ([], [])
+    assert executor.policy.meanwhile(executor.engine, size=100 * MB) == ([], [add])
     executor = fan_in(size=8.0)
-    small, large = executor.policy.meanwhile(executor.engine.pending, size=100 * MB)
-    assert (list(small), list(large)) == ([add], [])
+    assert executor.policy.meanwhile(executor.engine, size=100 * MB) == ([add], [])
+    executor.engine.free = 999
+    assert executor.policy.meanwhile(executor.engine, size=100 * MB) == ([], []), "all are gone"
 
 
 def test_a_run_that_outlasts_a_start_is_late() -> None:

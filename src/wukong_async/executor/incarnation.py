@@ -339,6 +339,7 @@ class Incarnation:
             self._values.clear()
             self._runs.clear()
             self._payloads.clear()
+            self._carried.clear()
         return reason
 
     async def _obey(self, group: asyncio.TaskGroup) -> Status:
@@ -488,13 +489,14 @@ class Incarnation:
         for progress in self._runs:
             if len(progress.steps) - progress.ran < 2:
                 continue
-            if now >= progress.late and progress.is_begun:
-                with progress.lock:  # Or the thread would go on to the next one meanwhile.
+            if now >= progress.late:
+                # Not while its thread goes on to the next one; and that is in time then.
+                if progress.is_begun and progress.lock.acquire(blocking=False):
                     keep = self._engine.take_back(progress.ran + 1, run=progress.first)
                     behind = [task for task, _ in progress.steps[keep:]]
                     progress.steps = progress.steps[:keep]
-                self._cache.begun.difference_update(behind)
-            if now >= progress.late:
+                    progress.lock.release()
+                    self._cache.begun.difference_update(behind)
                 progress.late = self._policy.late_at(now)
             again = min(again, progress.late)
         return again
@@ -682,15 +684,21 @@ class Incarnation:
     async def _read_blocks(self, here: Mapping[int, asyncio.Future[None]]) -> bool:
         """Have blocks in the cache, and say of each when it is; whether that worked."""
         frames = {i: self._carried.pop(block_name(i), None) for i in here}
-        reading = asyncio.ensure_future(self._frames([i for i, f in frames.items() if f is None]))
-        # What has come along does not wait for the others.
         known = [(i, f) for i, f in frames.items() if f is not None]
+        asked = [i for i, f in frames.items() if f is None]
+        if not asked:
+            return await self._decode_blocks(known, here)
+        # What has come along does not wait for the others.
+        reading = asyncio.ensure_future(self._frames(asked))
         try:
             if not await self._decode_blocks(known, here):
                 return False
             return await self._decode_blocks((await reading).items(), here)
         finally:
             reading.cancel()
+            await asyncio.wait([reading])
+            if not reading.cancelled():
+                reading.exception()  # Heard, whatever ended this.
 
     async def _decode_blocks(
         self,
@@ -828,7 +836,7 @@ class Incarnation:
     async def _fail_for(self, failed: Failed) -> None:
         self._stop.set()
         # An exception is pickled, and unpickled to see whether that works.
-        self._fail(await self._in_writer(partial(self._task_failed, failed)))
+        self._fail(await self._in_worker(partial(self._task_failed, failed)))
 
     def _task_failed(self, failed: Failed) -> bytes:
         task, error = failed.task, failed.error
@@ -1063,9 +1071,6 @@ class Incarnation:
                 if not future.cancelled() or (me is not None and me.cancelling()):
                     raise
 
-    async def _in_writer(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._writer.submit(work))
-
     async def _publish(self, tasks: Sequence[int]) -> None:
         """Serialise and store outputs, a batch at a time, so that the frames never pile up."""
         rest = list(tasks)
@@ -1073,7 +1078,11 @@ class Incarnation:
         compression = Compression(self._facts.compression, self._store.bandwidth)
         while rest and not self._stop.is_set():
             encode = partial(_encode, rest, self._values, self._facts, self._nonce, room)
-            made = await self._in_writer(partial(encode, compression, self._stop))
+            encode = partial(encode, compression, self._stop)
+            made = await asyncio.wrap_future(self._writer.submit(encode))
+            if isinstance(made, Failed) and self._runs:
+                # A task may just have read it, and have changed something inside. Behind that task:
+                made = await self._in_worker(encode)
             if isinstance(made, Failed):
                 await self._fail_for(made)
                 return
@@ -1145,12 +1154,13 @@ def _run_steps(
         program = programs[task]
         error = _try(task, program, values)
         half_done = _met_half_done(error)
+        size = size_of(values[task]) if error is None else 0
         with progress.lock:
             if progress.closed:  # And what the task has raised is our interruption.
                 return None
             if error is not None:
                 return progress.judge(program, task, error, half_done=half_done)
-            progress.sizes.append(size_of(values[task]))
+            progress.sizes.append(size)
             dropped = values.drop(drops)
             progress.starts.append(started)
             started = time.monotonic()
