@@ -408,9 +408,7 @@ class Engine:
             to do, has read what is spoilt.
         """
         assert self._leaving or not spoilt
-        assert run is not None or len(self._running) < 2
-        first = next(iter(self._running), -1) if run is None else run
-        steps = self._running.get(first, ())
+        first, steps = self._running_steps(run)
         done, rest = steps[:count], () if count is None else steps[count:]
         if spoilt:
             over = self._undone.keys() - {t for each in self._running.values() for t, _ in each}
@@ -425,6 +423,12 @@ class Engine:
             self._rest.append(rest)
         self._drop_unread(self._settle(done) if self.threads > 1 else ())
         return True
+
+    def _running_steps(self, run: int | None) -> tuple[int, tuple[Step, ...]]:
+        """The first task of a Run, and its steps; of the only one, if `run` does not say which."""
+        assert run is not None or len(self._running) < 2
+        first = next(iter(self._running), -1) if run is None else run
+        return first, self._running.get(first, ())
 
     def take_back(self, count: int, *, run: int | None = None) -> int:
         """Have what is behind the first `count` steps of a Run, which have been begun, ready again.
@@ -441,9 +445,7 @@ class Engine:
         int
             How many steps the Run has now; more than `count` if not all of the rest can go back.
         """
-        assert run is not None or len(self._running) < 2
-        first = next(iter(self._running), -1) if run is None else run
-        steps = self._running.get(first, ())
+        first, steps = self._running_steps(run)
         keep = len(steps)
         if not (self.is_ending or self._check):
             while keep > count and self._may_go_back(steps[keep - 1].task):
@@ -454,7 +456,7 @@ class Engine:
         return keep
 
     def _may_go_back(self, task: int) -> bool:
-        """Whether what `_schedule` has entered can be undone; not if nobody has the figures."""
+        """Whether `_schedule` can be undone; not where a fan-in that has not been read is ready."""
         spec = self._specs[task]
         for consumer, degree in zip(spec.consumers, spec.degrees, strict=True):
             if consumer in self._mine:
@@ -655,8 +657,7 @@ class Engine:
     @property
     def is_ending(self) -> bool:
         """Whether nothing more is begun in this round."""
-        idle = self.state is not State.WORK
-        return idle or self._failing or self._leaving or self._spilling
+        return self.state is not State.WORK or self._failing or self._leaving or self._spilling
 
     def spec(self, task: int) -> TaskSpec | None:
         """A task of the plan, if its block has been read."""

@@ -658,8 +658,6 @@ class Incarnation:
 
     async def _blocks(self, tasks: Iterable[int], *, anew: bool = False) -> list[Block]:
         """The blocks of these tasks; none if one of them cannot be had, which fails the job."""
-        if self._ahead is not None:
-            await self._ahead
         wanted = dict.fromkeys(blocks.block_of(self._facts.starts, task) for task in tasks)
         missing = [index for index in wanted if anew or self._cache.block(index) is None]
         loop = asyncio.get_running_loop()
@@ -683,29 +681,26 @@ class Incarnation:
 
     async def _read_blocks(self, here: Mapping[int, asyncio.Future[None]]) -> bool:
         """Have blocks in the cache, and say of each when it is; whether that worked."""
-        frames = {i: self._carried.pop(block_name(i), None) for i in here}
-        known = [(i, f) for i, f in frames.items() if f is not None]
-        asked = [i for i, f in frames.items() if f is None]
-        if not asked:
-            return await self._decode_blocks(known, here)
-        # What has come along does not wait for the others.
-        reading = asyncio.ensure_future(self._frames(asked))
-        try:
-            if not await self._decode_blocks(known, here):
+        # What has come along waits for nothing, and what was asked for ahead not for the rest.
+        if not await self._decode_blocks(self._carried_blocks(here), here):
+            return False
+        if self._ahead is not None and not all(each.done() for each in here.values()):
+            await self._ahead
+            if not await self._decode_blocks(self._carried_blocks(here), here):
                 return False
-            return await self._decode_blocks((await reading).items(), here)
-        finally:
-            reading.cancel()
-            await asyncio.wait([reading])
-            if not reading.cancelled():
-                reading.exception()  # Heard, whatever ended this.
+        rest = [index for index, each in here.items() if not each.done()]
+        return await self._decode_blocks(await self._frames(rest), here)
+
+    def _carried_blocks(self, indexes: Iterable[int]) -> dict[int, wire.Buffer | None]:
+        names = {index: block_name(index) for index in indexes}
+        return {i: self._carried.pop(name) for i, name in names.items() if name in self._carried}
 
     async def _decode_blocks(
         self,
-        frames: Iterable[tuple[int, wire.Buffer | None]],
+        frames: Mapping[int, wire.Buffer | None],
         here: Mapping[int, asyncio.Future[None]],
     ) -> bool:
-        for index, frame in frames:
+        for index, frame in frames.items():
             if frame is None:
                 self._fail(failure.input_lost([]))
                 return False
@@ -1077,8 +1072,10 @@ class Incarnation:
         room = COMMIT_BYTES
         compression = Compression(self._facts.compression, self._store.bandwidth)
         while rest and not self._stop.is_set():
-            encode = partial(_encode, rest, self._values, self._facts, self._nonce, room)
-            encode = partial(encode, compression, self._stop)
+            values, facts = self._values, self._facts
+            encode = partial(
+                _encode, rest, values, facts, self._nonce, room, compression, self._stop
+            )
             made = await asyncio.wrap_future(self._writer.submit(encode))
             if isinstance(made, Failed) and self._runs:
                 # A task may just have read it, and have changed something inside. Behind that task:
