@@ -222,7 +222,7 @@ async def test_a_result_that_the_store_forgets_is_named(
 
 @pytest.mark.loses_data
 async def test_a_plan_that_the_store_forgets(
-    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, tmp_path: Path, awaited: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = JobStore.create
 
@@ -230,14 +230,17 @@ async def test_a_plan_that_the_store_forgets(
         await forget(self, *(key for key in keys_of(cluster) if key.endswith(":b0")))
         return await create(self, job)
 
-    # Two leaves and executors, since the first one has this block with its event.
-    total = delayed(max)(delayed(inc)(0), delayed(inc)(1))
+    # Two leaves and executors, since the first one has this block with its event. It waits, or the
+    # second one might come into the same sandbox, where this block is known.
+    first = delayed(touch_and_wait)(str(tmp_path / "touched"), str(awaited), 0)
+    total = delayed(max)(first, delayed(inc)(1))
     async with WukongClient(cluster, **SPREAD) as client:
         with monkeypatch.context() as patched:
             patched.setattr(JobStore, "create", forgotten)
             async with asyncio.timeout(20):
                 with pytest.raises(StoreLost, match="lost a part of the plan"):
                     await client.compute(total)
+        awaited.touch()
         assert await client.compute(total) == 2
 
 
