@@ -216,9 +216,9 @@ def _name_of(head: str) -> str:
     return sys.intern(TOKEN.sub("", head))
 
 
-def first_blocks(starts: Sequence[int], tasks: Iterable[int]) -> list[int]:
+def first_blocks(starts: Sequence[int], tasks: Iterable[int]) -> tuple[int, ...]:
     """Blocks that tasks are in, in order; the first ones, if they are in many."""
-    return list(dict.fromkeys(block_of(starts, task) for task in tasks))[:AHEAD_MOST]
+    return tuple(dict.fromkeys(block_of(starts, task) for task in tasks))[:AHEAD_MOST]
 
 
 def block_of(starts: Sequence[int], task: int) -> int:

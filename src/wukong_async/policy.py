@@ -362,7 +362,7 @@ class Policy:
         edges = 0
         if self.alone or self._hold is not None or size < self.costs.start * self.costs.bandwidth:
             return tell, probe
-        gone = engine.free == self._slots - 1
+        gone = self._all_gone(engine)
         for consumer in self._due:
             here = [d for _, d in engine.pending.get(consumer, ())]
             if not here or edges > MOST_EDGES:
@@ -588,8 +588,8 @@ class Policy:
                 del self._due[consumer]  # It was told, or claimed.
             if due > now or not pending or edges > MOST_EDGES:
                 continue
-            if engine.free == self._slots - 1:
-                # All others are gone: what is missing is in the store, or to be made here.
+            if self._all_gone(engine):
+                # What is missing is in the store, or to be made here.
                 self._due[consumer] = now + KEEP_TIMES * costs.start
                 continue
             if self._hold is None and self._more_to_come(engine, consumer):
@@ -615,6 +615,10 @@ class Policy:
         self._next_due = min(self._due.values(), default=math.inf)
         self.again = min(self.again, max(self._next_due, now + costs.round_trip))
         return arrive, probe
+
+    def _all_gone(self, engine: Engine) -> bool:
+        """Whether no other executor is there any more, by the last reply."""
+        return engine.free == self._slots - 1
 
     def _more_to_come(self, engine: Engine, consumer: int) -> bool:
         """Whether a fan-in waits for something else from here, so that telling has time."""

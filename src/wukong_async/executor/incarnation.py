@@ -401,7 +401,7 @@ class Incarnation:
         invited = [
             Invited(
                 *self._policy.span_of(group),
-                tuple(blocks.first_blocks(self._facts.starts, group[:LOAD_AHEAD])),
+                blocks.first_blocks(self._facts.starts, group[:LOAD_AHEAD]),
                 self._parcel(group, inline),
             )
             for group in commit.offers
@@ -492,10 +492,12 @@ class Incarnation:
             if now >= progress.late:
                 # Not while its thread goes on to the next one; and that is in time then.
                 if progress.is_begun and progress.lock.acquire(blocking=False):
-                    keep = self._engine.take_back(progress.ran + 1, run=progress.first)
-                    behind = [task for task, _ in progress.steps[keep:]]
-                    progress.steps = progress.steps[:keep]
-                    progress.lock.release()
+                    try:
+                        keep = self._engine.take_back(progress.ran + 1, run=progress.first)
+                        behind = [task for task, _ in progress.steps[keep:]]
+                        progress.steps = progress.steps[:keep]
+                    finally:
+                        progress.lock.release()
                     self._cache.begun.difference_update(behind)
                 progress.late = self._policy.late_at(now)
             again = min(again, progress.late)

@@ -231,19 +231,12 @@ class Job:
         self.created = True
         # Each with the range of the plan up to the leaves of the next one.
         bounds = [0, *(group[0] for group in groups[1:]), len(upload.plan)]
-        ahead = {
-            name: tuple(first_blocks(upload.starts, group[:LOAD_AHEAD])) for name, group in records
-        }
+        ahead = {name: first_blocks(upload.starts, group[:LOAD_AHEAD]) for name, group in records}
         if upload.first:
             ahead["0"] = ahead["0"][1:]
+        alone = len(records) == 1
         hints = {
-            name: Hints(
-                time.time(),
-                first,
-                until,
-                alone=len(records) == 1,
-                blocks=ahead[name],
-            )
+            name: Hints(time.time(), first, until, alone=alone, blocks=ahead[name])
             for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
         }
         hints["0"] = hints["0"].carrying(upload.first, upload.secret)
