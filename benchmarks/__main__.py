@@ -122,9 +122,7 @@ def measure(workload: Workload, backends: Sequence[Backend], repeat: int) -> lis
             each.seconds.append(time.perf_counter() - started)
     for each in measured:
         if each.backend.count is not None:
-            call = each.backend.entries[each.entry]
-            counts = each.backend.count(lambda call=call: call(workload.make()))  # type: ignore[misc]
-            each.counts = dataclasses.asdict(counts)
+            each.counts = dataclasses.asdict(each.backend.count(each.entry, workload.make))
     return measured
 
 
@@ -173,9 +171,8 @@ def count(workload: Workload, backends: Sequence[Backend]) -> list[dict[str, Any
     for backend in backends:
         if backend.count is None:
             continue
-        call = backend.entries["compute"]
-        correct = _same(call(workload.make()), expected)
-        counts = backend.count(lambda call=call: call(workload.make()))  # type: ignore[misc]
+        correct = _same(backend.entries["compute"](workload.make()), expected)
+        counts = backend.count("compute", workload.make)
         row = {"workload": workload.name, "backend": backend.name, "correct": correct}
         rows.append({**row, **dataclasses.asdict(counts)})
         show_counts(rows[-1])

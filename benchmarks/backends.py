@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.counting import Counts, counted
@@ -23,7 +24,8 @@ class Backend:
     name: str
     entries: dict[str, Callable[[Any], Any]]
     """How a user calls it: `get` is `x.compute(scheduler=…)`, `compute` is `client.compute(x)`."""
-    count: Callable[[Callable[[], Any]], Counts] | None = field(default=None)
+    count: Callable[[str, Callable[[], Any]], Counts] | None = field(default=None)
+    """What a job takes, by the entry that it is called by and what makes its collection."""
 
 
 @contextlib.contextmanager
@@ -49,15 +51,26 @@ def paper_wide() -> Iterator[Backend]:
 
 @contextlib.contextmanager
 def _ours(name: str, **settings: object) -> Iterator[Backend]:
+    start = partial(_started, **settings)
+
+    def count(entry: str, make: Callable[[], Any]) -> Counts:
+        return counted(start, lambda client: _entries(client)[entry](make()))
+
+    with start() as (_, client):
+        yield Backend(name, _entries(client), count)
+
+
+@contextlib.contextmanager
+def _started(**settings: object) -> Iterator[tuple[LocalCluster, WukongClient]]:
     with (
         LocalCluster(WORKERS) as cluster,
         WukongClient(cluster, set_as_default=False, **settings) as client,
     ):
-        yield Backend(
-            name,
-            {"get": lambda x: x.compute(scheduler=client.get), "compute": client.compute},
-            lambda run: counted(cluster, client, run),
-        )
+        yield cluster, client
+
+
+def _entries(client: WukongClient) -> dict[str, Callable[[Any], Any]]:
+    return {"get": lambda x: x.compute(scheduler=client.get), "compute": client.compute}
 
 
 @contextlib.contextmanager
