@@ -242,6 +242,17 @@ async def test_a_block_that_is_not_there_is_not_missed_before_it_is_needed(job: 
     assert await job.incarnation(hints=hints).run() is Status.OK
 
 
+async def test_a_block_that_came_along_and_is_read_ahead_as_well(job: Job) -> None:
+    leaves = {f"x{i}": (bytes, 1000) for i in range(20)}
+    upload = await job.create(
+        {**leaves, "total": (list, list(leaves))}, "total", settings=Settings(block_size=500)
+    )
+    assert upload.first
+    hints = Hints(time.time(), 0, len(upload.plan), alone=True, blocks=(0, 1))
+    hints = hints.carrying(upload.first, upload.secret)
+    assert await job.incarnation(hints=hints).run() is Status.OK
+
+
 async def test_what_waits_behind_a_task_that_is_given_up_is_done_by_the_next_thread(
     job: Job, worker: Worker
 ) -> None:

@@ -686,11 +686,12 @@ class Incarnation:
         # What has come along waits for nothing, and what was asked for ahead not for the rest.
         if not await self._decode_blocks(self._carried_blocks(here), here):
             return False
-        if self._ahead is not None and not all(each.done() for each in here.values()):
-            await self._ahead
-            if not await self._decode_blocks(self._carried_blocks(here), here):
-                return False
         rest = [index for index, each in here.items() if not each.done()]
+        if self._ahead is not None and rest:
+            await self._ahead
+            if not await self._decode_blocks(self._carried_blocks(rest), here):
+                return False
+            rest = [index for index in rest if not here[index].done()]
         return await self._decode_blocks(await self._frames(rest), here)
 
     def _carried_blocks(self, indexes: Iterable[int]) -> dict[int, wire.Buffer | None]:
