@@ -7,6 +7,14 @@ A block is a frame of wire.py with one entry for each of its tasks, pickled one 
 `node` is a callable over `{name: value}`; `names[i]` is provided by object `sources[i]`: a task's
 output (≥ 0) or a large literal (< 0). `constants` are small literals, by name, or None. `limits`
 are None for most tasks.
+
+Where all tasks are mere calls (`Call` instead of a node), a block is a list of rows, pickled in one
+go, and the functions that they call, pickled one by one::
+
+    (key, name, function, takes, constants, sources, inputs, consumers, degrees, requested, limits)
+
+Nothing in a row is of a type that could fail to come back. Such tasks take a fourth of the bytes
+and of the time that Dask's nodes take, on both sides.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ from __future__ import annotations
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Self, TypeAlias, cast
@@ -25,11 +33,38 @@ from wukong_async.compression import NONE
 from wukong_async.protocol import AHEAD_MOST, TaskSpec
 
 Node: TypeAlias = Callable[[dict[Hashable, Any]], Any]
+
+
+class Call(NamedTuple):
+    """A task that calls a function with inputs and small constants, and nothing else."""
+
+    key: Hashable
+    """Of strings and integers."""
+    function: Callable[..., Any]
+    takes: str
+    """What it takes, in order: an "S" for a source, a "C" for a constant; or just "L", which is a
+    list of all sources."""
+    constants: tuple[Any, ...]
+
+
 Entry: TypeAlias = tuple[
-    Node,
+    Node | Call,
     tuple[Hashable, ...],
     tuple[int, ...],
     dict[Hashable, Any] | None,
+    tuple[int, ...],
+    tuple[int, ...],
+    bool,
+    tuple[int, float | None] | None,
+]
+Row: TypeAlias = tuple[
+    Hashable,
+    str,
+    int,
+    str,
+    tuple[Any, ...],
+    tuple[int, ...],
+    tuple[int, ...],
     tuple[int, ...],
     tuple[int, ...],
     bool,
@@ -123,7 +158,12 @@ class Program(NamedTuple):
     constants: dict[Hashable, Any] | None
     limits: Limits = NO_LIMITS
 
-    def run(self, values: dict[int, Any]) -> Any:
+    @property
+    def key(self) -> Hashable:
+        """What Dask calls the task; None if the node does not know."""
+        return getattr(self.node, "key", None)
+
+    def run(self, values: Mapping[int, Any]) -> Any:
         """The task's output, given all of its sources."""
         data = {name: values[s] for name, s in zip(self.names, self.sources, strict=True)}
         if self.constants:
@@ -131,12 +171,37 @@ class Program(NamedTuple):
         return self.node(data)
 
 
+class CallProgram(NamedTuple):
+    """How to run a task that is a mere call. `Program` without a node."""
+
+    key: Hashable
+    function: Callable[..., Any]
+    takes: str
+    sources: tuple[int, ...]
+    constants: tuple[Any, ...]
+    limits: Limits = NO_LIMITS
+
+    def run(self, values: Mapping[int, Any]) -> Any:
+        """The task's output, given all of its sources."""
+        _, function, takes, sources, constants, _ = self
+        if not constants:
+            found = [values[s] for s in sources]
+            return function(found) if takes == "L" else function(*found)
+        if not sources:
+            return function(*constants)
+        inputs, others = iter(sources), iter(constants)
+        return function(*[values[next(inputs)] if t == "S" else next(others) for t in takes])
+
+
+Recipe: TypeAlias = Program | CallProgram
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A decoded block."""
 
     specs: list[TaskSpec]
-    programs: dict[int, Program]
+    programs: dict[int, Recipe]
 
 
 class Unreadable(Exception):
@@ -158,7 +223,42 @@ def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
     wukong_async.wire.ItemError
         For the task that does not pickle.
     """
+    rows: list[Row] = []
+    functions: list[Callable[..., Any]] = []
+    users: list[int] = []
+    numbers: dict[int, int] = {}
+    for index, entry in enumerate(entries):
+        call, _, sources, _, consumers, degrees, requested, limits = entry
+        if type(call) is not Call:
+            break
+        key, function, takes, constants = call
+        number = numbers.get(id(function))
+        if number is None:
+            number = numbers[id(function)] = len(functions)
+            functions.append(function)
+            users.append(index)
+        rows.append(
+            (
+                *(key, name_of(key), number, takes, constants, sources),
+                *(inputs_of(sources), consumers, degrees, requested, limits),
+            )
+        )
+    else:
+        try:
+            frame = wire.dumps_all([rows, *functions])
+        except wire.ItemError as error:
+            raise wire.ItemError(users[max(error.index - 1, 0)], str(error)) from error.__cause__
+        if wire.size(frame) <= most:
+            return len(entries), frame
     return wire.dumps_some(entries, most)
+
+
+def inputs_of(sources: tuple[int, ...]) -> tuple[int, ...]:
+    """The distinct tasks among sources; the same tuple if that is what they are."""
+    if not sources or (len(sources) == 1 and sources[0] >= 0):
+        return sources
+    inputs = tuple(dict.fromkeys([s for s in sources if s >= 0]))
+    return sources if inputs == sources else inputs
 
 
 def decode(frame: wire.Buffer, first: int, edge: int) -> Block:
@@ -168,33 +268,87 @@ def decode(frame: wire.Buffer, first: int, edge: int) -> Block:
     ------
     Unreadable
     """
-    specs: list[TaskSpec] = []
-    programs: dict[int, Program] = {}
+    block = Block([], {})
     with collector_paused():
         try:
-            for number, entry in enumerate(wire.loads_some(frame), first):
-                node, names, sources, constants, consumers, degrees, requested, limits = entry
-                inputs = sources
-                literals: tuple[int, ...] = ()
-                if sources and min(sources) < 0:
-                    inputs = tuple([s for s in sources if s >= 0])
-                    literals = tuple({s: None for s in sources if s < 0})
-                if len(inputs) > 1:
-                    inputs = tuple(dict.fromkeys(inputs))
-                limits = NO_LIMITS if limits is None else Limits(*limits)
-                limited = limits.timeout is not None
-                name = name_of(getattr(node, "key", None))
-                specs.append(
-                    TaskSpec(
-                        number, inputs, consumers, degrees, requested, literals, edge, limited, name
-                    )
-                )
-                edge += len(consumers)
-                programs[number] = Program(node, names, sources, constants, limits)
+            values = wire.loads_some(frame)
+            for number, entry in enumerate(values, first):
+                if type(entry) is list:
+                    _decode_calls(block, entry, values, first, edge)
+                    return block
+                edge = _decode_entry(block, entry, number, edge)
         except Exception as error:  # A task that does not come back, or a damaged frame.
             cause = error.__cause__ if isinstance(error, wire.ItemError) else error
-            raise Unreadable(first + len(specs)) from cause
-    return Block(specs, programs)
+            raise Unreadable(first + len(block.specs)) from cause
+    return block
+
+
+def _decode_entry(block: Block, entry: Entry, number: int, edge: int) -> int:
+    """Add a task; the first edge of the next one."""
+    node, names, sources, constants, consumers, degrees, requested, limits = entry
+    inputs = inputs_of(sources)
+    tries = NO_LIMITS if limits is None else Limits(*limits)
+    limited = tries.timeout is not None
+    key = getattr(node, "key", None)
+    block.specs.append(
+        TaskSpec(
+            *(number, inputs, consumers, degrees, requested, _literals(sources, inputs)),
+            *(edge, limited, name_of(key)),
+        )
+    )
+    if isinstance(node, Call):
+        _, function, takes, small = node
+        block.programs[number] = CallProgram(key, function, takes, sources, small, tries)
+    else:
+        block.programs[number] = Program(node, names, sources, constants, tries)
+    return edge + len(consumers)
+
+
+def _decode_calls(
+    block: Block, rows: Sequence[Row], functions: Iterator[Any], number: int, edge: int
+) -> None:
+    """Add tasks that are calls.
+
+    Raises
+    ------
+    wukong_async.wire.ItemError
+        For a function that does not come back: `block` has all tasks before the first that needs
+        it.
+    """
+    specs, programs = block.specs, block.programs
+    known: list[Any] = []
+    limits = NO_LIMITS
+    for row in rows:
+        (
+            key,
+            name,
+            function,
+            takes,
+            constants,
+            sources,
+            inputs,
+            consumers,
+            degrees,
+            requested,
+            given,
+        ) = row
+        if function == len(known):  # They come in the order in which they are needed.
+            known.append(next(functions))
+        limits = NO_LIMITS if given is None else Limits(*given)
+        literals = () if inputs is sources else _literals(sources, inputs)
+        limited = limits.timeout is not None
+        spec = (number, inputs, consumers, degrees, requested, literals, edge, limited, name)
+        specs.append(tuple.__new__(TaskSpec, spec))
+        call = (key, known[function], takes, sources, constants, limits)
+        programs[number] = tuple.__new__(CallProgram, call)
+        number += 1
+        edge += len(consumers)
+
+
+def _literals(sources: tuple[int, ...], inputs: tuple[int, ...]) -> tuple[int, ...]:
+    if inputs is sources:
+        return ()
+    return tuple(dict.fromkeys([s for s in sources if s < 0]))
 
 
 TOKEN = re.compile(r"(-[0-9a-f]{8,}|-[0-9]+)+(-.*)?$")

@@ -38,11 +38,12 @@ from dask._task_spec import (
 from dask.base import collections_to_expr, is_dask_collection, unpack_collections
 from dask.core import flatten
 from dask.delayed import Delayed
+from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.local import nested_get
 from dask.utils import parse_timedelta
 
-from wukong_async.blocks import NO_LIMITS, Limits
+from wukong_async.blocks import NO_LIMITS, Call, Limits
 from wukong_async.errors import (
     ConfigError,
     CycleError,
@@ -58,6 +59,10 @@ Node: TypeAlias = Any
 NO_ANNOTATIONS: Mapping[str, object] = MappingProxyType({})
 MOST = 10**9
 """Retries, or seconds."""
+PLAIN = frozenset({int, float, complex, bool, type(None)})
+TEXT = frozenset({str, bytes})
+SHORT = 64
+"""Characters or bytes of a constant that is passed on as it is."""
 OF_BLOCK = re.compile(r"(_\.\d+)+$")
 """What Dask puts after the name of a layer to name its task in a fused one."""
 
@@ -81,8 +86,10 @@ class TaskGraph:
     def dependencies(self) -> dict[Key, tuple[Key, ...]]:
         """Task → the distinct tasks that it needs, in the order of the original graph."""
         literals = self.literals
+        if not literals:
+            return {key: tuple(dict.fromkeys(s.values())) for key, s in self.sources.items()}
         return {
-            key: tuple(dict.fromkeys(s for s in sources.values() if s not in literals))
+            key: tuple([s for s in dict.fromkeys(sources.values()) if s not in literals])
             for key, sources in self.sources.items()
         }
 
@@ -105,10 +112,11 @@ def ingest(
     ------
     MissingKeyError, MissingDependencyError, CycleError, GraphError
     """
+    graph = _unculled(graph)
     mapping = materialise(graph)
-    position = {key: index for index, key in enumerate(mapping)}
+    position = dict(zip(mapping, range(len(mapping)), strict=True))
     nodes: dict[Key, Node] = {}
-    needs: dict[Key, list[Key]] = {}
+    sources: dict[Key, dict[Key, Key]] = {}
     aliases: dict[Key, Key] = {}
     literals: dict[Key, Any] = {}
     for key in requested:
@@ -122,38 +130,35 @@ def ingest(
         node = mapping[key]
         if not isinstance(node, GraphNode):
             node = convert_legacy_task(key, node, position)
-        if isinstance(node, Alias):
-            targets = [node.target]
-            aliases[key] = node.target
-        elif isinstance(node, DataNode):
-            literals[key] = node.value
-            continue
-        elif isinstance(node, GraphNode):
-            if _is_on_disk(key, node):
-                raise GraphError(
-                    f"Task {key!r} shuffles over a disk, and executors have none in common. Make"
-                    " the collection while a client is open, or with shuffle='tasks' (of a data"
-                    " frame: shuffle_method='tasks')."
-                )
-            targets = list(node.dependencies)
+        if isinstance(node, Task) or (
+            isinstance(node, GraphNode) and not isinstance(node, Alias | DataNode)
+        ):
+            if type(key) is not str or "partd" in key:
+                _check_place(key, node)
             nodes[key] = node
+            targets = list(node.dependencies)
+            if len(targets) > 1:
+                targets.sort(key=lambda target: position.get(target, -1))
+            sources[key] = dict(zip(targets, targets, strict=True))
+        elif isinstance(node, Alias):
+            targets = [aliases.setdefault(key, node.target)]
         else:
-            literals[key] = node
+            literals[key] = node.value if isinstance(node, DataNode) else node
             continue
         for target in targets:
             if target not in position:
                 raise MissingDependencyError(
                     _unknown(f"Task {key!r} depends on a key that", target, mapping)
                 )
-        if len(targets) > 1:
-            targets.sort(key=position.__getitem__)
-        if key in nodes:
-            needs[key] = targets
-        work.extend(reversed(targets))
+        targets.reverse()
+        work += targets
     resolve = _resolver(aliases)
+    if aliases:
+        for names in sources.values():
+            names.update((name, resolve(name)) for name in names.keys() & aliases.keys())
     return TaskGraph(
         nodes=nodes,
-        sources={key: {name: resolve(name) for name in names} for key, names in needs.items()},
+        sources=sources,
         literals=literals,
         outputs={key: resolve(key) for key in requested},
         limits=_limits(graph, nodes, annotations),
@@ -187,11 +192,37 @@ def materialise(graph: object) -> Mapping[Key, Any]:
     return materialise(made)
 
 
-def _is_on_disk(key: Key, node: Node) -> bool:
-    """Whether this is what the tasks of one of Dask's disk shuffles write to."""
+def _unculled(graph: object) -> object:
+    """The layers of an expression that Dask would do no more to than cull: so does `ingest`.
+
+    For delayed objects that is all, and takes Dask longer than everything else that is done here.
+    """
+    from dask._expr import HLGExpr, _HLGExprSequence
+
+    if not isinstance(graph, _HLGExprSequence) or not _is_only_culled():
+        return graph
+    parts = graph.operands
+    if not all(isinstance(p, HLGExpr) and p.low_level_optimizer is optimize_delayed for p in parts):
+        return graph
+    layers = [part.hlg for part in parts]
+    return HighLevelGraph.merge(*layers) if len(layers) > 1 else layers[0]
+
+
+def _is_only_culled() -> bool:
+    """Whether that is all that Dask's optimisation of delayed objects does."""
+    return not dask.config.get("optimization.fuse.delayed", default=False)
+
+
+def _check_place(key: Key, node: Node) -> None:
+    """Refuse what the tasks of one of Dask's disk shuffles write to."""
     name = key[0] if isinstance(key, tuple) and key else key
     shuffles = isinstance(name, str) and name.startswith(("partd-", "zpartd-"))
-    return shuffles and "partd" in repr(getattr(node, "func", None))
+    if shuffles and "partd" in repr(getattr(node, "func", None)):
+        raise GraphError(
+            f"Task {key!r} shuffles over a disk, and executors have none in common. Make the"
+            " collection while a client is open, or with shuffle='tasks' (of a data frame:"
+            " shuffle_method='tasks')."
+        )
 
 
 def parts(node: Node) -> list[tuple[str, object]]:
@@ -233,6 +264,56 @@ def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:
     if (name := name_of("its function", function)) is not None:
         function, args = operator.call, [TaskRef(name), *args]
     return Task(node.key, function, *args, **kwargs)
+
+
+def call_of(
+    graph: TaskGraph, key: Key, numbers: Mapping[Key, int], large: Mapping[Key, int]
+) -> tuple[Call, tuple[int, ...]] | None:
+    """A task as a mere call, and where its inputs come from; None if it is more than that.
+
+    Parameters
+    ----------
+    numbers, large
+        Where the values of keys come from: the numbers of tasks, and of literals.
+    """
+    node = graph.nodes[key]
+    if type(node) is not Task or node.kwargs or not _is_plain(key):
+        return None
+    provided = graph.sources[key]
+    sources: list[int] = []
+    constants: list[Any] = []
+    takes = ""
+    args = node.args
+    lists = len(args) == 1 and type(args[0]) is List
+    for arg in args[0].args if lists else args:
+        kind = type(arg)
+        if kind is TaskRef or kind is Alias:
+            source = provided[arg.key if kind is TaskRef else arg.target]
+            number = numbers.get(source, large.get(source))
+            if number is not None:
+                sources.append(number)
+                takes += "S"
+                continue
+            constant = graph.literals[source]
+        else:
+            constant = arg.value if kind is DataNode else arg
+        kind = type(constant)
+        if kind not in PLAIN and not (kind in TEXT and len(constant) <= SHORT):
+            return None
+        constants.append(constant)
+        takes += "C"
+    if lists:
+        if constants or not sources:
+            return None
+        takes = "L"
+    return Call(key, node.func, takes, tuple(constants)), tuple(sources)
+
+
+def _is_plain(key: Key) -> bool:
+    """Whether a key consists of what comes back from a pickle whatever happens."""
+    if type(key) is tuple:
+        return all(type(part) is str or type(part) is int for part in key)
+    return type(key) is str
 
 
 def is_graph(value: object) -> bool:
@@ -289,7 +370,7 @@ def request(collections: Sequence[object], optimize_graph: bool) -> Request | No
     found, repack = unpack_collections(*collections)
     if not found:
         return None
-    if all(isinstance(c, Delayed) for c in found):
+    if _is_only_culled() and all(isinstance(c, Delayed) for c in found):
         graphs = [c.__dask_graph__() for c in found]
         # Their layers have annotations.
         merged = HighLevelGraph.merge(*graphs) if len(graphs) > 1 else graphs[0]

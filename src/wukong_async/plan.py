@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from typing import Any, TypeAlias
 
 from wukong_async.errors import CycleError
@@ -65,25 +65,20 @@ def make_plan(dependencies: Mapping[Key, Sequence[Key]], outputs: Iterable[Key])
     outputs = list(dict.fromkeys(outputs))
     numbers = _depth_first(dependencies, outputs)
     keys = list(numbers)
-    inputs = [tuple(numbers[d] for d in dependencies[key]) for key in keys]
-    consumers: list[list[int]] = [[] for _ in keys]
+    number_of = numbers.__getitem__
+    inputs = [tuple(map(number_of, dependencies[key])) for key in keys]
+    readers: list[list[int]] = [[] for _ in keys]
     for number, producers in enumerate(inputs):
         for producer in producers:
-            consumers[producer].append(number)
-    degrees = [len(producers) for producers in inputs]
+            readers[producer].append(number)
+    consumers = list(map(tuple, readers))
+    degree_of = list(map(len, inputs)).__getitem__
+    degrees = [tuple(map(degree_of, each)) for each in consumers]
     requested = {numbers[key] for key in outputs}
-    edges = [0, *accumulate(map(len, consumers))]
-    specs = [
-        TaskSpec(
-            number=number,
-            inputs=inputs[number],
-            consumers=tuple(consumers[number]),
-            degrees=tuple([degrees[c] for c in consumers[number]]),
-            requested=number in requested,
-            first_edge=edges[number],
-        )
-        for number in range(len(keys))
-    ]
+    wanted = map(requested.__contains__, range(len(keys)))
+    edges = accumulate(map(len, consumers), initial=0)
+    columns = (range(len(keys)), inputs, consumers, degrees, wanted, repeat(()), edges)
+    specs = list(map(TaskSpec, *columns))
     return Plan(keys, specs, numbers, tuple(sorted(requested)))
 
 
@@ -96,20 +91,19 @@ def _depth_first(
     for output in outputs:
         stack = [output]
         while stack:
-            key = stack[-1]
+            key = stack.pop()
             if key in numbers:
-                stack.pop()
                 continue
             pending = [d for d in dependencies[key] if d not in numbers]
             if not pending:
                 numbers[key] = len(numbers)
-                stack.pop()
             elif key in entered:
                 raise CycleError(_describe_cycle(dependencies, key, numbers))
             else:
                 entered.add(key)
+                stack.append(key)
                 pending.reverse()
-                stack.extend(pending)
+                stack += pending
     return numbers
 
 

@@ -416,6 +416,11 @@ class Policy:
             if not self.alone:
                 self._hold_back(engine, spec, now)
 
+    def keeps(self, task: int) -> bool:
+        """Whether a task is among those that nobody else was given."""
+        given = any(first <= task < until for first, until in self._given)
+        return self._first <= task < self._until and not given
+
     def span_of(self, group: Sequence[int]) -> tuple[int, int]:
         """The tasks of the plan, first and last + 1, that go with a group that is offered."""
         return group[0], self._ends.get(group[0], group[-1] + 1)

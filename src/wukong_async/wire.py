@@ -25,6 +25,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -95,6 +96,17 @@ def dumps_some(values: Sequence[object], most: int) -> tuple[int, Segments]:
     """
     count, body, buffers = _by_reference_or_value(partial(_dump_some, values, most))
     return count, _frame(body, buffers)
+
+
+def dumps_all(values: Sequence[object]) -> Segments:
+    """Serialise all of `values` into one frame, as `dumps_some` would.
+
+    Raises
+    ------
+    ItemError
+        For the value that neither pickle nor cloudpickle can serialise.
+    """
+    return dumps_some(values, sys.maxsize)[1]
 
 
 def own_weights(values: Sequence[object]) -> list[int]:

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import dask._task_spec
 
 from wukong_async import blocks, failure, wire
-from wukong_async.blocks import Block, Limits, PlanFacts, Program
+from wukong_async.blocks import Block, Limits, PlanFacts, Recipe
 from wukong_async.compression import Compression
 from wukong_async.config import Settings
 from wukong_async.engine import (
@@ -68,7 +68,7 @@ from wukong_async.invocation import Hints, Invocation, mismatch, versions
 from wukong_async.last_words import LastWords
 from wukong_async.loops import plain
 from wukong_async.policy import LASTING, Meter, Policy, Running, news_of, recalled, waited_in
-from wukong_async.protocol import Begun, Commit, Payload, Status, child_name
+from wukong_async.protocol import AHEAD_MOST, Begun, Commit, Payload, Status, child_name
 from wukong_async.store import JobStore, block_name, commit_body, payload
 from wukong_async.store.job import BATCH_BYTES
 
@@ -211,9 +211,7 @@ class Progress:
         """Whether the thread has come to it."""
         return self.running is not None and self.began < math.inf
 
-    def judge(
-        self, program: Program, task: int, error: BaseException, *, half_done: bool
-    ) -> Failed:
+    def judge(self, program: Recipe, task: int, error: BaseException, *, half_done: bool) -> Failed:
         """What is made of a try that has failed; `half_done`: it met a module in that state."""
         if half_done and self.half_done[task] < len(IMPORT_PAUSES):
             # Not the task's fault: see `_patiently`.
@@ -692,7 +690,26 @@ class Incarnation:
             if not await self._decode_blocks(self._carried_blocks(rest), here):
                 return False
             rest = [index for index in rest if not here[index].done()]
-        return await self._decode_blocks(await self._frames(rest), here)
+        frames = await self._frames([*rest, *self._following(rest)])
+        for index in frames.keys() - here.keys():
+            if (frame := frames.pop(index)) is not None:
+                self._carried[block_name(index)] = frame
+        return await self._decode_blocks(frames, here)
+
+    def _following(self, indexes: Sequence[int]) -> Sequence[int]:
+        """Blocks to read along with these: the next ones of whoever reads one after the other."""
+        if not indexes or self._cache.block(indexes[0] - 1) is None:
+            return ()
+        following = range(indexes[-1] + 1, indexes[-1] + 1 + AHEAD_MOST)
+        starts = self._facts.starts
+        return [
+            index
+            for index in following
+            if index < len(starts)
+            and self._policy.keeps(starts[index])
+            and self._cache.block(index) is None
+            and block_name(index) not in self._carried
+        ]
 
     def _carried_blocks(self, indexes: Iterable[int]) -> dict[int, wire.Buffer | None]:
         names = {index: block_name(index) for index in indexes}
@@ -794,7 +811,7 @@ class Incarnation:
         progress = Progress(())
         while True:
             values = Values()
-            recipes: dict[int, Program] = {}
+            recipes: dict[int, Recipe] = {}
             missing = list(lost)
             while missing:
                 if min(missing) < 0:
@@ -1171,7 +1188,7 @@ def _run_steps(
     return None
 
 
-def _try(task: int, program: Program, values: Values) -> BaseException | None:
+def _try(task: int, program: Recipe, values: Values) -> BaseException | None:
     """Run a task once, and add its output to `values`; or what it has raised."""
     try:
         values.add(task, program.run(values), program.sources)

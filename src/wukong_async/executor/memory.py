@@ -16,7 +16,7 @@ from typing import Any
 
 from dask.sizeof import sizeof
 
-from wukong_async.blocks import Block, Program
+from wukong_async.blocks import Block, Recipe
 
 MB = 1024 * 1024
 LITERAL_BYTES = 64 * MB
@@ -259,7 +259,7 @@ class PlanCache:
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        self.programs: dict[int, Program] = {}
+        self.programs: dict[int, Recipe] = {}
         self.begun: set[int] = set()
         """Tasks that have been run here: what their programs hold, a file say, may be used up."""
         self._blocks: dict[int, Block] = {}

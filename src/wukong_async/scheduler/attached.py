@@ -180,6 +180,6 @@ def _keys(frame: bytes, first: int, numbers: Sequence[int]) -> dict[int, str]:
     """The keys of those tasks that are in a block, as far as it can be read here."""
     try:
         programs = blocks.decode(frame, first, 0).programs
-        return {n: repr(programs[n].node.key) for n in numbers if n in programs}  # type: ignore[attr-defined]
+        return {n: repr(programs[n].key) for n in numbers if n in programs}
     except Exception:  # It is gone, or needs a module that is not here; there is still the number.
         return {}

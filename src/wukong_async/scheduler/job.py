@@ -13,12 +13,12 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, Protocol, TypeVar
 
 from wukong_async import failure
 from wukong_async import graph as graphs
-from wukong_async.blocks import first_blocks
+from wukong_async.blocks import block_of, first_blocks
 from wukong_async.config import Settings, is_nearby
 from wukong_async.engine import LOAD_AHEAD
 from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
@@ -29,7 +29,7 @@ from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.scheduler.explained import explained
 from wukong_async.scheduler.results import collect, named
 from wukong_async.scheduler.upload import Upload
-from wukong_async.store import JobStore, NewJob
+from wukong_async.store import JobStore, NewJob, block_name
 from wukong_async.watcher import Watcher
 
 T = TypeVar("T")
@@ -232,14 +232,15 @@ class Job:
         # Each with the range of the plan up to the leaves of the next one.
         bounds = [0, *(group[0] for group in groups[1:]), len(upload.plan)]
         ahead = {name: first_blocks(upload.starts, group[:LOAD_AHEAD]) for name, group in records}
-        if upload.first:
-            ahead["0"] = ahead["0"][1:]
+        mine = block_of(upload.starts, bounds[1] - 1) + 1
+        carried = dict(islice(upload.first.items(), mine))
+        ahead["0"] = tuple(index for index in ahead["0"] if block_name(index) not in carried)
         alone = len(records) == 1
         hints = {
             name: Hints(time.time(), first, until, alone=alone, blocks=ahead[name])
             for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
         }
-        hints["0"] = hints["0"].carrying(upload.first, upload.secret)
+        hints["0"] = hints["0"].carrying(carried, upload.secret)
         await self._watcher.invoke(list(hints), hints)
 
     def _lost_early(self) -> StoreLost:

@@ -53,7 +53,7 @@ class Upload:
     """What is remembered of such tasks, and of what sharing costs."""
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     first: dict[str, bytes] = field(default_factory=dict)
-    """The first block by name, if it is small: it goes along with the first event."""
+    """The first blocks by name, as many as may go along with the first event."""
     _large: dict[Hashable, int] = field(default_factory=dict)
     """Key of a literal that is an object of its own → its number."""
     _apart: dict[Hashable, tuple[object, int]] = field(default_factory=dict)
@@ -179,6 +179,7 @@ class Upload:
         """
         for made in (self.starts, self.edges, self.values, self._large, self._apart, self._labels):
             made.clear()
+        self.first.clear()
         batch: list[tuple[str, wire.Segments]] = []
         waiting = 0
         for name, segments in chain(self._literals(), self._blocks()):
@@ -254,6 +255,7 @@ class Upload:
 
     def _blocks(self) -> Iterator[tuple[str, wire.Segments]]:
         total, most = len(self.plan), self.settings.block_tasks
+        room = MOST_CARRIED
         for first in range(0, total, most):
             entries = [self._entry(n) for n in range(first, min(first + most, total))]
             count, frame = self._encode(first, entries)
@@ -267,8 +269,9 @@ class Upload:
             while True:
                 self._check(start, frame)
                 name = block_name(len(self.starts))
-                if not self.starts and wire.size(frame) <= MOST_CARRIED:
-                    self.first = {name: wire.join(frame)}
+                room -= wire.size(frame)
+                if room >= 0:
+                    self.first[name] = wire.join(frame)
                 yield name, frame
                 self.starts.append(start)
                 self.edges.append(self.plan.specs[start].first_edge)
@@ -279,29 +282,35 @@ class Upload:
 
     def _entry(self, number: int) -> Entry:
         key = self.plan.keys[number]
-        spec = self.plan.specs[number]
+        found = graph.call_of(self.graph, key, self.plan.numbers, self._large)
+        if found is None:
+            return self._node_entry(number)
+        call, sources = found
+        return (call, (), sources, None, *self._rest(number))
+
+    def _node_entry(self, number: int) -> Entry:
+        key = self.plan.keys[number]
         names: list[Hashable] = []
-        numbers: list[int] = []
+        sources: list[int] = []
         constants: dict[Hashable, Any] | None = None
-        limits = self.graph.limits.get(key)
         for name, source in self.graph.sources[key].items():
             provider = self.plan.numbers.get(source, self._large.get(source))
             if provider is not None:
                 names.append(name)
-                numbers.append(provider)
+                sources.append(provider)
             else:
                 constants = constants or {}
                 constants[name] = self.graph.literals[source]
-        return (
-            self.graph.nodes[key],
-            tuple(names),
-            tuple(numbers),
-            constants,
-            spec.consumers,
-            spec.degrees,
-            spec.requested,
-            (limits.retries, limits.timeout) if limits else None,
-        )
+        node = self.graph.nodes[key]
+        return (node, tuple(names), tuple(sources), constants, *self._rest(number))
+
+    def _rest(
+        self, number: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple[int, float | None] | None]:
+        spec = self.plan.specs[number]
+        limits = self.graph.limits.get(self.plan.keys[number])
+        told = (limits.retries, limits.timeout) if limits else None
+        return (spec.consumers, spec.degrees, spec.requested, told)
 
     def _lighten(
         self, first: int, entries: Sequence[Entry]
@@ -313,10 +322,10 @@ class Upload:
         """
         parts: dict[Hashable, tuple[object, str, Hashable]] = {}
         limit = self.settings.inline_limit
-        for number, (node, *_) in enumerate(entries, first):
-            for label, part in graph.parts(node):
+        for key in self.plan.keys[first : first + len(entries)]:
+            for label, part in graph.parts(self.graph.nodes[key]):
                 if not _is_small(part, limit):
-                    parts.setdefault(_identity(part), (part, label, self.plan.keys[number]))
+                    parts.setdefault(_identity(part), (part, label, key))
         try:
             weights = wire.own_weights([part for part, _, _ in parts.values()])
         except wire.ItemError as error:
@@ -338,8 +347,8 @@ class Upload:
 
     def _without(self, number: int, entry: Entry, large: Mapping[Hashable, int]) -> Entry:
         """A task that reads these parts instead of having them."""
-        node, names, sources, *_ = entry
-        taken = self.graph.sources[self.plan.keys[number]]
+        key = self.plan.keys[number]
+        taken = self.graph.sources[key]
         apart: dict[Hashable, int] = {}
 
         def name_of(_: str, part: object) -> Hashable | None:
@@ -352,17 +361,18 @@ class Upload:
             apart[name] = literal
             return name
 
-        node = graph.set_apart(node, name_of)
+        node = graph.set_apart(self.graph.nodes[key], name_of)
         if not apart:
             return entry
-        return (node, (*names, *apart), (*sources, *apart.values()), *entry[3:])
+        _, names, sources, *rest = self._node_entry(number)
+        return (node, (*names, *apart), (*sources, *apart.values()), *rest)
 
     def _encode(self, first: int, entries: Sequence[Entry]) -> tuple[int, wire.Segments]:
         """A block of the first of these tasks."""
         try:
             return blocks.encode(entries, self.settings.block_size)
         except wire.ItemError as error:
-            raise self._blame(first + error.index, entries[error.index], error) from error
+            raise self._blame(first + error.index, error) from error
 
     def _check(self, task: int, frame: wire.Segments) -> None:
         if wire.size(frame) > MOST_BLOCK:
@@ -372,10 +382,10 @@ class Upload:
                 " Put them into a list or an array."
             )
 
-    def _blame(self, number: int, entry: Entry, error: wire.ItemError) -> SerializationError:
+    def _blame(self, number: int, error: wire.ItemError) -> SerializationError:
         """What of a task does not pickle."""
         key = self.plan.keys[number]
-        node, _, _, constants, *_ = entry
+        node, _, _, constants, *_ = self._node_entry(number)
         for label, part in (
             *graph.parts(node),
             *((f"its input {_shown(name)}", value) for name, value in (constants or {}).items()),
