@@ -853,9 +853,10 @@ class Engine:
                 ):
                     break
                 self._window += 1
-                missing = self._want(objects)
-                wanted += missing
-                held += sum(map(self._bytes_of, missing))
+                if objects:
+                    missing = self._want(objects)
+                    wanted += missing
+                    held += sum(map(self._bytes_of, missing))
             if not wanted:
                 break
             self._ask_for(wanted)
@@ -889,35 +890,42 @@ class Engine:
         steps: list[Step] = []
         seconds, room = self.run_seconds, self.fetch_bytes
         most = 2 * self.queued + SURGE
-        idle = self.idle
+        stack, frontier, advice = self._stack, self._frontier, self.advice
+        several, idle = self.threads > 1, self.idle
         # Of what could run now, for each thread without work.
-        fair = (len(self._stack) + self._window - self._head) / idle
+        fair = (len(stack) + self._window - self._head) / idle
         own: set[int] = set()
-        while len(steps) < RUN_LIMIT and min(seconds, room) > 0 and self.queued < most:
-            is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
-            if self._stack and len(self._starved) < STARVED_MOST:
-                spec = self._specs[self._stack[-1]]
+        is_split = False
+        while len(steps) < RUN_LIMIT and seconds > 0 and room > 0:
+            if len(stack) + len(frontier) - self._head >= most:
+                break
+            if several:
+                is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
+            if stack and len(self._starved) < STARVED_MOST:
+                spec = self._specs[stack[-1]]
                 if steps and spec.limited:
                     break
                 if is_split and own.isdisjoint(spec.inputs):
                     break
-                self._stack.pop()
+                stack.pop()
                 if self._undone and self._waits(spec):
                     continue
-                if spec.literals and self._starves(spec):
-                    continue
-                self._read_stored(spec.literals)
+                if spec.literals:
+                    if self._starves(spec):
+                        continue
+                    self._read_stored(spec.literals)
             elif not is_split and (ready := self._next_of_frontier(alone=not steps)) is not None:
                 spec = ready
-                self._read_stored(spec.inputs + spec.literals)
+                if objects := spec.inputs + spec.literals:
+                    self._read_stored(objects)
             else:
                 break
-            if self.threads > 1:
+            if several:
                 fair -= own.isdisjoint(spec.inputs)  # What follows nobody else could do.
                 own.add(spec.number)
             steps.append(Step(spec.number, self._schedule(spec, own)))
-            seconds -= self.advice.seconds_of(spec)
-            room -= self.advice.bytes_of(spec)
+            seconds -= advice.seconds_of(spec)
+            room -= advice.bytes_of(spec)
             if spec.limited:
                 break
         self._undone.update(steps)
@@ -940,7 +948,7 @@ class Engine:
             With several threads, the tasks of its Run, itself included.
         """
         task = spec.number
-        drops = self._read_made(spec.inputs)
+        drops = self._read_made(spec.inputs) if spec.inputs else ()
         self._made.append(task)
         self._turns += 1
         self._scheduled.add(task)
@@ -984,20 +992,22 @@ class Engine:
             return None
         if self._undone and not self._undone.keys().isdisjoint(spec.inputs):
             return None  # It had a mark, or one is made again that it has read from the store.
-        if not all(map(self._has, spec.inputs + spec.literals)):
+        objects = spec.inputs + spec.literals
+        if objects and not all(map(self._has, objects)):
             return None
         self._head += 1
         return spec
 
     def _read_made(self, objects: Iterable[int]) -> tuple[int, ...]:
         """Count one reader of outputs of this round down; return those that are done with."""
-        drops = []
+        drops: list[int] = []
         for number in objects:
             left = self._left.get(number)
             if left is None:
                 continue
-            self._left[number] = left - 1
-            if left == 1 and not self._specs[number].requested:
+            if left > 1 or self._specs[number].requested:
+                self._left[number] = left - 1
+            else:
                 del self._left[number]
                 drops.append(number)
         return tuple(drops)
@@ -1037,18 +1047,21 @@ class Engine:
     def _reach(self, spec: TaskSpec) -> None:
         """Hand the output of `spec` to its consumers (rule 2)."""
         # Reversed: the first consumer in plan order is on top of the stack.
-        for i in range(len(spec.consumers) - 1, -1, -1):
-            consumer, degree = spec.consumers[i], spec.degrees[i]
+        consumers, degrees = spec.consumers, spec.degrees
+        for i in range(len(consumers) - 1, -1, -1):
+            consumer, degree = consumers[i], degrees[i]
             if consumer in self._mine:
                 self._clear_mark(consumer, spec.number)
                 continue
             if self._is_settled(consumer):
                 continue
             if degree > 1:
-                pending = self._pending.setdefault(consumer, [])
+                pending = self._pending.get(consumer)
+                if pending is None:
+                    pending = self._pending[consumer] = []
+                    self._degree[consumer] = degree
                 pending.append((spec.first_edge + i, spec.number))
                 if len(pending) < degree:
-                    self._degree[consumer] = degree
                     continue
                 del self._pending[consumer], self._degree[consumer]
             if consumer in self._specs:

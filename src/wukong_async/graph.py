@@ -39,7 +39,7 @@ from dask.base import collections_to_expr, is_dask_collection, unpack_collection
 from dask.core import flatten
 from dask.delayed import Delayed
 from dask.delayed import optimize as optimize_delayed
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.local import nested_get
 from dask.utils import parse_timedelta
 
@@ -168,7 +168,12 @@ def ingest(
 def materialise(graph: object) -> Mapping[Key, Any]:
     """The low-level graph of a mapping, a `HighLevelGraph` or an expression."""
     if isinstance(graph, HighLevelGraph):
-        return graph.to_dict()
+        merged: dict[Key, Any] = {}
+        for layer in graph.layers.values():
+            # Of delayed objects each is a layer: going through them as mappings takes as long as
+            # planning.
+            merged.update(layer.mapping if type(layer) is MaterializedLayer else layer)
+        return merged
     if isinstance(graph, Mapping):
         return graph
     make = getattr(graph, "__dask_graph__", None)

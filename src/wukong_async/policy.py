@@ -418,8 +418,7 @@ class Policy:
 
     def keeps(self, task: int) -> bool:
         """Whether a task is among those that nobody else was given."""
-        given = any(first <= task < until for first, until in self._given)
-        return self._first <= task < self._until and not given
+        return self._first <= task < self._until and not self._was_given(task)
 
     def span_of(self, group: Sequence[int]) -> tuple[int, int]:
         """The tasks of the plan, first and last + 1, that go with a group that is offered."""
@@ -572,9 +571,7 @@ class Policy:
 
     def _is_ours(self, engine: Engine, task: int) -> bool:
         """Whether a task was or will be run here, as far as can be seen."""
-        if engine.is_mine(task):
-            return True
-        return self._first <= task < self._until and not self._was_given(task)
+        return engine.is_mine(task) or self.keeps(task)
 
     def _was_given(self, task: int) -> bool:
         return any(first <= task < until for first, until in self._given)

@@ -1162,25 +1162,35 @@ def _run_steps(
     pause: threading.Event,
 ) -> Failed | None:
     """Run tasks one after the other, until one fails or there is no more time for them."""
-    programs = cache.programs
-    progress.began = started = time.monotonic()
+    programs, lock = cache.programs, progress.lock
+    clock, add = time.monotonic, values.add
+    progress.began = started = clock()
     while progress.ran < len(progress.steps):  # Others may take back the rest.
         task, drops = progress.steps[progress.ran]
         if stop.is_set() or pause.is_set():
             return None
         program = programs[task]
-        error = _try(task, program, values)
-        half_done = _met_half_done(error)
-        size = size_of(values[task]) if error is None else 0
-        with progress.lock:
-            if progress.closed:  # And what the task has raised is our interruption.
-                return None
-            if error is not None:
+        dropped: list[Any] = []
+        try:
+            value = program.run(values)
+            add(task, value, program.sources)
+            size = size_of(value)
+            del value
+        except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
+            _let_go(error)
+            half_done = _met_half_done(error)
+            with lock:
+                if progress.closed:  # And what the task has raised is our interruption.
+                    return None
                 return progress.judge(program, task, error, half_done=half_done)
+        with lock:
+            if progress.closed:
+                return None
+            if drops:
+                dropped = values.drop(drops)
             progress.sizes.append(size)
-            dropped = values.drop(drops)
             progress.starts.append(started)
-            started = time.monotonic()
+            started = clock()
             progress.ends.append(started)
             progress.ran += 1
             progress.failed = None
@@ -1192,15 +1202,19 @@ def _try(task: int, program: Recipe, values: Values) -> BaseException | None:
     """Run a task once, and add its output to `values`; or what it has raised."""
     try:
         values.add(task, program.run(values), program.sources)
-    except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
-        with suppress(Exception):  # Attributes of exceptions may be the user's.
-            _let_go(error)
+    except BaseException as error:  # As above.
+        _let_go(error)
         return error
     return None
 
 
 def _let_go(error: BaseException) -> None:
     """Free what the calls of a failed try hold: the next one needs the room."""
+    with suppress(Exception):  # Attributes of exceptions may be the user's.
+        _clear_all(error)
+
+
+def _clear_all(error: BaseException) -> None:
     work: list[BaseException | None] = [error]
     seen: set[int] = set()
     while work:
