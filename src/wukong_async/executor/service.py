@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import Protocol
 
 from wukong_async import wire
+from wukong_async.collector import Freezer
 from wukong_async.config import Settings
 from wukong_async.cores import threads_for, usable_cores
 from wukong_async.errors import StoreError, WukongError
@@ -69,8 +70,9 @@ class Service:
         self._cache = PlanCache("")
         versions()  # Looks through the installed packages, once: 15 ms that no job has to pay.
         self._environment = _environment()
+        self._freezer = Freezer()
         if settings.preload:
-            threading.Thread(target=_load_invoker, args=(settings,), daemon=True).start()
+            threading.Thread(target=_preload, args=(settings,), daemon=True).start()
         self._directory = os.sep
         with contextlib.suppress(OSError):  # It may have been deleted.
             self._directory = os.getcwd()  # noqa: PTH109 - chdir wants it as it is
@@ -80,6 +82,7 @@ class Service:
         if event == PING:
             return self._loop.run_until_complete(self._answer_ping())
         self._restore()
+        self._freezer.freeze()
         invocation = Invocation.from_event(event)
         return self._loop.run_until_complete(self._handle(invocation, context))
 
@@ -90,6 +93,7 @@ class Service:
                 self._loop.run_until_complete(held.__aexit__(None, None, None))
         for worker in (*self._workers, self._reader, self._writer):
             worker.close()
+        self._freezer.close()
         self._loop.close()
 
     def _restore(self) -> None:
@@ -171,6 +175,11 @@ class Service:
                 if worker.busy:
                     worker.abandon()  # A task that nobody wants any more still computes.
         return {"executor": invocation.executor, "exit": reason.value}
+
+
+def _preload(settings: Settings) -> None:
+    _load_invoker(settings)
+    gc.collect()  # Now, and not in the middle of a job: see `Freezer`.
 
 
 @cache
