@@ -40,6 +40,7 @@ class Call(NamedTuple):
 
     key: Hashable
     """Of strings and integers."""
+    name: str
     function: Callable[..., Any]
     takes: str
     """What it takes, in order: an "S" for a source, a "C" for a constant; or just "L", which is a
@@ -231,7 +232,7 @@ def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
         call, _, sources, _, consumers, degrees, requested, limits = entry
         if type(call) is not Call:
             break
-        key, function, takes, constants = call
+        key, name, function, takes, constants = call
         number = numbers.get(id(function))
         if number is None:
             number = numbers[id(function)] = len(functions)
@@ -239,7 +240,7 @@ def encode(entries: Sequence[Entry], most: int) -> tuple[int, wire.Segments]:
             users.append(index)
         rows.append(
             (
-                *(key, name_of(key), number, takes, constants, sources),
+                *(key, name, number, takes, constants, sources),
                 *(inputs_of(sources), consumers, degrees, requested, limits),
             )
         )
@@ -297,7 +298,7 @@ def _decode_entry(block: Block, entry: Entry, number: int, edge: int) -> int:
         )
     )
     if isinstance(node, Call):
-        _, function, takes, small = node
+        _, _, function, takes, small = node
         block.programs[number] = CallProgram(key, function, takes, sources, small, tries)
     else:
         block.programs[number] = Program(node, names, sources, constants, tries)

@@ -43,7 +43,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.local import nested_get
 from dask.utils import parse_timedelta
 
-from wukong_async.blocks import NO_LIMITS, Call, Limits
+from wukong_async.blocks import NO_LIMITS, Limits
 from wukong_async.errors import (
     ConfigError,
     CycleError,
@@ -273,13 +273,18 @@ def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:
 
 def call_of(
     graph: TaskGraph, key: Key, numbers: Mapping[Key, int], large: Mapping[Key, int]
-) -> tuple[Call, tuple[int, ...]] | None:
-    """A task as a mere call, and where its inputs come from; None if it is more than that.
+) -> tuple[Callable[..., Any], str, tuple[Any, ...], tuple[int, ...]] | None:
+    """A task as a mere call; None if it is more than that.
 
     Parameters
     ----------
     numbers, large
         Where the values of keys come from: the numbers of tasks, and of literals.
+
+    Returns
+    -------
+    tuple or None
+        The function, what it takes and the constants (see `blocks.Call`), and the sources.
     """
     node = graph.nodes[key]
     if type(node) is not Task or node.kwargs or not _is_plain(key):
@@ -311,7 +316,7 @@ def call_of(
         if constants or not sources:
             return None
         takes = "L"
-    return Call(key, node.func, takes, tuple(constants)), tuple(sources)
+    return node.func, takes, tuple(constants), tuple(sources)
 
 
 def _is_plain(key: Key) -> bool:

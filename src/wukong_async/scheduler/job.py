@@ -12,11 +12,11 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from wukong_async import failure
+from wukong_async import failure, wire
 from wukong_async import graph as graphs
 from wukong_async.blocks import block_of, first_blocks
 from wukong_async.config import Settings, is_nearby
@@ -33,6 +33,7 @@ from wukong_async.store import JobStore, NewJob, block_name
 from wukong_async.watcher import Watcher
 
 T = TypeVar("T")
+Batch: TypeAlias = list[tuple[str, wire.Segments]]
 log = logging.getLogger("wukong.scheduler")
 
 UNSTARTED = 60
@@ -181,24 +182,30 @@ class Job:
     async def _upload(self, upload: Upload, keys: Any) -> bytes:
         """Everything that is there before the job is; its manifest."""
         ttl = self._settings.ttl
-        names = await self._in_thread(upload.names)
         self._store.bucket = upload.bucket
         await self._store.open(ttl)
-        found = await self._store.recall(["", *names])
+        found = await self._store.recall(["", *upload.names()])
         seen = {name: figures for name, figures in found.items() if is_sound(name, figures)}
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
             seen[""] = remembered({}, NEARBY)[""]
         upload.seen = seen
-        manifest, objects = await self._in_thread(upload.manifest, keys)
-        batches = chain([objects] if objects else [], upload.batches())
+        manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
         clock = asyncio.get_running_loop().time
         due = clock() + ttl / 3
-        while batch := await self._in_thread(next, batches, None):
+        while batch:
             if clock() > due:
                 await self._store.extend(ttl)
                 due = clock() + ttl / 3
-            if await self._store.put(batch, ttl) is not Status.OK:
-                raise self._lost_early()
+            # The next one is serialised while this one is on its way.
+            following = asyncio.create_task(self._in_thread(next, batches, None))
+            try:
+                if await self._store.put(batch, ttl) is not Status.OK:
+                    raise self._lost_early()
+                batch = await following
+            finally:
+                # The thread may still be at it, and whoever comes next begins anew.
+                await asyncio.wait([following])
+                following.cancelled() or following.exception()
         return manifest
 
     async def _start(self, upload: Upload, manifest: bytes) -> None:
@@ -247,6 +254,13 @@ class Job:
         return StoreLost(
             f"The store has lost job {self.job_id} while it was uploaded. {failure.WHY_LOST}"
         )
+
+
+def _begin_batches(upload: Upload, keys: Any) -> tuple[bytes, Iterator[Batch], Batch | None]:
+    """What `_upload` is through with as one step: the manifest, all to put, the first of it."""
+    manifest, objects = upload.manifest(keys)
+    batches = chain([objects] if objects else [], upload.batches())
+    return manifest, batches, next(batches, None)
 
 
 async def _uninterrupted(work: Any) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from types import MethodType
 from typing import Any
 
 from wukong_async import blocks, graph, plan, wire
-from wukong_async.blocks import Entry, PlanFacts, name_of
+from wukong_async.blocks import Call, Entry, PlanFacts, name_of
 from wukong_async.collector import collector_paused
 from wukong_async.compression import LZ4, NONE, Compression, mode_for
 from wukong_async.config import Settings
@@ -38,7 +39,7 @@ BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of blocks and literals serialised before they are sent."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Upload:
     """A plan on its way into the store."""
 
@@ -79,7 +80,9 @@ class Upload:
         with collector_paused():
             task_graph = graph.ingest(source, keys, annotations)
             outputs = [k for k in task_graph.outputs.values() if k not in task_graph.literals]
-            return cls(task_graph, plan.make_plan(task_graph.dependencies(), outputs), settings)
+            made = cls(task_graph, plan.make_plan(task_graph.dependencies(), outputs), settings)
+            made.names()  # They take a while, and this is no loop.
+            return made
 
     @property
     def facts(self) -> PlanFacts:
@@ -133,15 +136,23 @@ class Upload:
         return {key: literals[output] for key, output in outputs.items() if output in literals}
 
     def names(self) -> list[str]:
-        """What its tasks are called, each once."""
-        return list(filter(is_fit, dict.fromkeys(map(name_of, self.plan.keys))))[:MOST_NAMES]
+        """What its tasks are called, each once, and as many as are remembered."""
+        return self._different
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(map(name_of, self.plan.keys))
+
+    @cached_property
+    def _different(self) -> list[str]:
+        return list(filter(is_fit, dict.fromkeys(self._names)))[:MOST_NAMES]
 
     def groups(self) -> list[list[int]]:
         """The leaves that each of the first executors begins with."""
         estimates, costs = recalled(self.seen)
         return first_groups(
             self.plan.specs,
-            [estimates.get(name_of(key)) for key in self.plan.keys] if estimates else [],
+            list(map(estimates.get, self._names)) if estimates else [],
             costs or Costs(),
             self.settings.max_concurrency,
             self.settings.leaf_batch,
@@ -285,7 +296,8 @@ class Upload:
         found = graph.call_of(self.graph, key, self.plan.numbers, self._large)
         if found is None:
             return self._node_entry(number)
-        call, sources = found
+        function, takes, constants, sources = found
+        call = Call(key, self._names[number], function, takes, constants)
         return (call, (), sources, None, *self._rest(number))
 
     def _node_entry(self, number: int) -> Entry:

@@ -177,6 +177,25 @@ class Connections:
         """Run a script until it is answered."""
         return await self.command(shard, "EVALSHA", script.sha, len(keys), *keys, *args)
 
+    async def calls(
+        self, shard: int, requests: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """Run scripts one after the other, in one round trip, until all are answered.
+
+        Parameters
+        ----------
+        requests
+            (script, keys, arguments). All are run once more if one of them has to be.
+        """
+
+        async def run(client: Redis) -> list[Any]:
+            async with client.pipeline(transaction=False) as pipe:
+                for script, keys, args in requests:
+                    pipe.evalsha(script.sha, len(keys), *keys, *args)
+                return list(await pipe.execute())
+
+        return await self.ask(shard, run)
+
     async def command(self, shard: int, *words: Any) -> Any:
         """Run a command until it is answered."""
 

@@ -258,6 +258,11 @@ class JobStore:
     async def finish(self) -> bool:
         """Delete everything of a job that has ended, its metadata last; False if it runs."""
         elsewhere = await self._is_marked()
+        if not elsewhere and len(self._connections) == 1:
+            close = (scripts.CLOSE, [*self._index(), self._key("job")], ("finish", 0))
+            forget = (scripts.FINISH, self._metadata, ())
+            closed, _ = await self._connections.calls(self._shard, (close, forget))
+            return bool(closed == b"OK")
         # This one knows whether it runs; a job that has ended never runs again.
         mark = [self._key(MARK)] if elsewhere else []
         if not await self._close(self._shard, "finish", _ms(MARK_TTL) if mark else 0, mark):
