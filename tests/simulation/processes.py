@@ -271,6 +271,10 @@ class SimulatedStore(JobStore):
         ends = {scripts.FINISH: self._model.forget, scripts.RETIRE: self._model.retire}
         return await self._ask(script.name, ends[script])
 
+    async def _close_and_forget(self) -> bool:
+        # Others may come between the two.
+        return await self._close(0, "finish") and bool(await self._call(scripts.FINISH))
+
     async def _close(self, shard: int, why: str, ttl: int = 0, stays: Sequence[str] = ()) -> bool:
         names = [name.removeprefix(self._key("")) for name in stays]
         last = len(self._connections) - 1

@@ -259,10 +259,7 @@ class JobStore:
         """Delete everything of a job that has ended, its metadata last; False if it runs."""
         elsewhere = await self._is_marked()
         if not elsewhere and len(self._connections) == 1:
-            close = (scripts.CLOSE, [*self._index(), self._key("job")], ("finish", 0))
-            forget = (scripts.FINISH, self._metadata, ())
-            closed, _ = await self._connections.calls(self._shard, (close, forget))
-            return bool(closed == b"OK")
+            return await self._close_and_forget()
         # This one knows whether it runs; a job that has ended never runs again.
         mark = [self._key(MARK)] if elsewhere else []
         if not await self._close(self._shard, "finish", _ms(MARK_TTL) if mark else 0, mark):
@@ -560,6 +557,13 @@ class JobStore:
 
     async def _call(self, script: scripts.Script, *args: Any) -> Any:
         return await self._connections.call(self._shard, script, self._metadata, *args)
+
+    async def _close_and_forget(self) -> bool:
+        """All of `finish` in one round trip, where there is but one server."""
+        close = (scripts.CLOSE, [*self._index(), self._key("job")], ("finish", 0))
+        forget = (scripts.FINISH, self._metadata, ())
+        closed, _ = await self._connections.calls(self._shard, (close, forget))
+        return bool(closed == b"OK")
 
     async def _close(
         self,
