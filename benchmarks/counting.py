@@ -118,7 +118,7 @@ def per_edge(collection: Any) -> PerEdge:
     weight = 0
     last = {d: spec.number for spec in plan.specs for d in spec.inputs}
     for key, spec in zip(plan.keys, plan.specs, strict=True):
-        value = tasks.nodes[key]({n: values[source] for n, source in tasks.sources[key].items()})
+        value = tasks.nodes[key]({n: values[source] for n, source in tasks.sources(key).items()})
         if spec.consumers:
             values[key] = value
             weight += len(spec.consumers) * wire.size(wire.dumps(value))

@@ -201,7 +201,9 @@ class World:
         self._estimates = remembered_of(case) if known else {}
         specs, place = case.plan.specs, case.place
         each = [self._estimates.get(spec.name) for spec in specs] if known else []
-        self._groups = first_groups(specs, each, place.costs, place.slots, leaf_batch)
+        self._groups = first_groups(
+            specs, self.case.plan.leaves, each, place.costs, place.slots, leaf_batch
+        )
 
     def after(self, delay: float, event: Callable[[], None]) -> None:
         """Let something happen in so many seconds."""

@@ -71,27 +71,35 @@ OF_BLOCK = re.compile(r"(_\.\d+)+$")
 class TaskGraph:
     """A culled graph without aliases.
 
-    `sources[key]` maps each dependency as the node names it to the key that provides it:
-    a key of `nodes`, or one of `literals`.
+    `names[key]` are the dependencies as the node names them; each is provided by itself, or by what
+    `aliases` has for it: a key of `nodes`, or one of `literals`.
     """
 
     nodes: dict[Key, Node]
-    sources: dict[Key, dict[Key, Key]]
+    names: dict[Key, Sequence[Key]]
+    aliases: dict[Key, Key]
     literals: dict[Key, Any]
     outputs: dict[Key, Key]
     """Requested key → the key of the node or literal that provides it."""
     limits: dict[Key, Limits] = field(default_factory=dict)
     """Of the nodes that have any."""
 
-    def dependencies(self) -> dict[Key, tuple[Key, ...]]:
+    def dependencies(self) -> Mapping[Key, Sequence[Key]]:
         """Task → the distinct tasks that it needs, in the order of the original graph."""
-        literals = self.literals
-        if not literals:
-            return {key: tuple(dict.fromkeys(s.values())) for key, s in self.sources.items()}
+        literals, aliases = self.literals, self.aliases
+        if not (literals or aliases):
+            return self.names
         return {
-            key: tuple([s for s in dict.fromkeys(sources.values()) if s not in literals])
-            for key, sources in self.sources.items()
+            key: tuple(dict.fromkeys(s for n in names if (s := aliases.get(n, n)) not in literals))
+            if names
+            else ()
+            for key, names in self.names.items()
         }
+
+    def sources(self, key: Key) -> dict[Key, Key]:
+        """Each dependency of a task as its node names it → the key that provides it."""
+        aliases = self.aliases
+        return {name: aliases.get(name, name) for name in self.names[key]}
 
 
 def ingest(
@@ -116,7 +124,7 @@ def ingest(
     mapping = materialise(graph)
     position = dict(zip(mapping, range(len(mapping)), strict=True))
     nodes: dict[Key, Node] = {}
-    sources: dict[Key, dict[Key, Key]] = {}
+    names: dict[Key, Sequence[Key]] = {}
     aliases: dict[Key, Key] = {}
     literals: dict[Key, Any] = {}
     for key in requested:
@@ -136,12 +144,12 @@ def ingest(
             if type(key) is not str or "partd" in key:
                 _check_place(key, node)
             nodes[key] = node
-            targets = list(node.dependencies)
-            if len(targets) > 1:
-                targets.sort(key=lambda target: position.get(target, -1))
-            sources[key] = dict(zip(targets, targets, strict=True))
+            targets = tuple(node.dependencies)
+            if len(targets) > 1 and position.keys() >= node.dependencies:
+                targets = tuple(sorted(targets, key=position.__getitem__))
+            names[key] = targets
         elif isinstance(node, Alias):
-            targets = [aliases.setdefault(key, node.target)]
+            targets = (aliases.setdefault(key, node.target),)
         else:
             literals[key] = node.value if isinstance(node, DataNode) else node
             continue
@@ -150,15 +158,12 @@ def ingest(
                 raise MissingDependencyError(
                     _unknown(f"Task {key!r} depends on a key that", target, mapping)
                 )
-        targets.reverse()
-        work += targets
+        work += targets[::-1]
     resolve = _resolver(aliases)
-    if aliases:
-        for names in sources.values():
-            names.update((name, resolve(name)) for name in names.keys() & aliases.keys())
     return TaskGraph(
         nodes=nodes,
-        sources=sources,
+        names=names,
+        aliases={alias: resolve(alias) for alias in aliases},
         literals=literals,
         outputs={key: resolve(key) for key in requested},
         limits=_limits(graph, nodes, annotations),
@@ -289,7 +294,7 @@ def call_of(
     node = graph.nodes[key]
     if type(node) is not Task or node.kwargs or not _is_plain(key):
         return None
-    provided = graph.sources[key]
+    aliases = graph.aliases
     sources: list[int] = []
     constants: list[Any] = []
     takes = ""
@@ -298,7 +303,9 @@ def call_of(
     for arg in args[0].args if lists else args:
         kind = type(arg)
         if kind is TaskRef or kind is Alias:
-            source = provided[arg.key if kind is TaskRef else arg.target]
+            source = arg.key if kind is TaskRef else arg.target
+            if aliases:
+                source = aliases.get(source, source)
             number = numbers.get(source, large.get(source))
             if number is not None:
                 sources.append(number)

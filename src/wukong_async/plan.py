@@ -10,10 +10,11 @@ follow without asking anybody.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, repeat
-from typing import Any, TypeAlias
+from itertools import accumulate, pairwise
+from typing import Any, TypeAlias, overload
 
 from wukong_async.errors import CycleError
 from wukong_async.protocol import TaskSpec
@@ -22,22 +23,74 @@ Key: TypeAlias = Any
 """Anything hashable. (`Hashable` itself would not do: mappings are invariant in their keys.)"""
 
 
+NUMBERS = "q"
+"""The type code of arrays of tasks and edges."""
+SOME = 256
+"""Tasks that are made at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Specs(Sequence[TaskSpec]):
+    """The tasks of a plan, made when they are asked for: each would take as much as its node."""
+
+    inputs: array[int]
+    """Of all tasks, one after the other;"""
+    first_inputs: array[int]
+    """where those of each begin, and the last ones end."""
+    degrees: array[int]
+    consumers: array[int]
+    first_edges: array[int]
+    requested: frozenset[int]
+
+    def __len__(self) -> int:
+        return len(self.first_edges) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> TaskSpec: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TaskSpec]: ...
+
+    def __getitem__(self, index: int | slice) -> TaskSpec | list[TaskSpec]:
+        numbers = range(len(self))[index]
+        return self._made([numbers])[0] if isinstance(numbers, int) else self._made(numbers)
+
+    def __iter__(self) -> Iterator[TaskSpec]:
+        for first in range(0, len(self), SOME):
+            yield from self[first : first + SOME]
+
+    def _made(self, numbers: Iterable[int]) -> list[TaskSpec]:
+        inputs, firsts, degrees = self.inputs, self.first_inputs, self.degrees
+        all_consumers, edges, requested = self.consumers, self.first_edges, self.requested
+        made = []
+        for number in numbers:
+            edge, last = edges[number], edges[number + 1]
+            consumers: tuple[int, ...]
+            their: tuple[int, ...]
+            if last - edge == 1:
+                consumer = all_consumers[edge]
+                consumers, their = (consumer,), (degrees[consumer],)
+            else:
+                consumers = tuple(all_consumers[edge:last])
+                their = tuple([degrees[c] for c in consumers])
+            mine = tuple(inputs[firsts[number] : firsts[number + 1]])
+            made.append(TaskSpec(number, mine, consumers, their, number in requested, (), edge))
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`keys[n]` and `specs[n]` belong to task number n."""
 
     keys: list[Key]
-    specs: list[TaskSpec]
+    specs: Sequence[TaskSpec]
     numbers: dict[Key, int]
     requested: tuple[int, ...]
+    leaves: list[int]
+    """Tasks without inputs, in plan order."""
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    @property
-    def leaves(self) -> list[int]:
-        """Tasks without inputs, in plan order."""
-        return [spec.number for spec in self.specs if not spec.inputs]
 
     def groups(self, count: int) -> list[list[int]]:
         """The leaves in at most `count` contiguous groups of nearly the same size."""
@@ -65,21 +118,33 @@ def make_plan(dependencies: Mapping[Key, Sequence[Key]], outputs: Iterable[Key])
     outputs = list(dict.fromkeys(outputs))
     numbers = _depth_first(dependencies, outputs)
     keys = list(numbers)
+    inputs = array(NUMBERS)
+    first_inputs = array(NUMBERS, [0])
     number_of = numbers.__getitem__
-    inputs = [tuple(map(number_of, dependencies[key])) for key in keys]
-    readers: list[list[int]] = [[] for _ in keys]
-    for number, producers in enumerate(inputs):
-        for producer in producers:
-            readers[producer].append(number)
-    consumers = list(map(tuple, readers))
-    degree_of = list(map(len, inputs)).__getitem__
-    degrees = [tuple(map(degree_of, each)) for each in consumers]
+    for key in keys:
+        inputs.extend(map(number_of, dependencies[key]))
+        first_inputs.append(len(inputs))
     requested = {numbers[key] for key in outputs}
-    wanted = map(requested.__contains__, range(len(keys)))
-    edges = accumulate(map(len, consumers), initial=0)
-    columns = (range(len(keys)), inputs, consumers, degrees, wanted, repeat(()), edges)
-    specs = list(map(TaskSpec, *columns))
-    return Plan(keys, specs, numbers, tuple(sorted(requested)))
+    consumers, first_edges = _turned(inputs, first_inputs)
+    degrees = array(NUMBERS, [end - first for first, end in pairwise(first_inputs)])
+    specs = Specs(inputs, first_inputs, degrees, consumers, first_edges, frozenset(requested))
+    leaves = [number for number, degree in enumerate(degrees) if not degree]
+    return Plan(keys, specs, numbers, tuple(sorted(requested)), leaves)
+
+
+def _turned(inputs: array[int], first_inputs: array[int]) -> tuple[array[int], array[int]]:
+    """The consumers of all tasks, one after the other, and where those of each begin."""
+    degrees = array(NUMBERS, bytes(8 * len(first_inputs)))
+    for producer in inputs:
+        degrees[producer + 1] += 1
+    first_edges = array(NUMBERS, accumulate(degrees))
+    consumers = array(NUMBERS, bytes(8 * len(inputs)))
+    free = first_edges[:]
+    for number, (first, end) in enumerate(pairwise(first_inputs)):
+        for producer in inputs[first:end]:
+            consumers[free[producer]] = number
+            free[producer] += 1
+    return consumers, first_edges
 
 
 def _depth_first(

@@ -1023,6 +1023,7 @@ class Policy:
 
 def first_groups(
     specs: Sequence[TaskSpec],
+    leaves: Sequence[int],
     estimates: Sequence[Estimate | None],
     costs: Costs,
     slots: int,
@@ -1045,11 +1046,10 @@ def first_groups(
     threads
         Tasks that an executor runs at once.
     """
-    leaves = [spec.number for spec in specs if not spec.inputs]
     if leaf_batch is not None:
         count = min(math.ceil(len(leaves) / leaf_batch), slots, len(leaves))
         bounds = [round(len(leaves) * i / count) for i in range(count + 1)]
-        return [leaves[a:b] for a, b in pairwise(bounds)]
+        return [list(leaves[a:b]) for a, b in pairwise(bounds)]
     seconds = [e.seconds / threads if e else 0.0 for e in estimates]
     total = sum(seconds)
     count = int(min(SHARED * total / costs.start - LEAST_SPARE, slots, len(leaves)))
@@ -1061,7 +1061,7 @@ def first_groups(
         if moving <= total / (len(groups) + 1) and least >= total / len(groups) / 2:
             return groups
         count //= 2
-    return [leaves]
+    return [list(leaves)]
 
 
 def _by_work(leaves: Sequence[int], seconds: Sequence[float], share: float) -> list[list[int]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -87,6 +87,14 @@ def chain(length: int) -> Plan:
     return make_plan({i: [i - 1] if i else [] for i in range(length)}, [length - 1])
 
 
+def changed(plan: Plan, tasks: Iterable[int], **changes: Any) -> Plan:
+    """A plan some of whose tasks are different."""
+    specs = list(plan.specs)
+    for task in tasks:
+        specs[task] = specs[task]._replace(**changes)
+    return replace(plan, specs=specs)
+
+
 def tree(leaves: int) -> Plan:
     level = list(range(leaves))
     graph: dict[int, list[int]] = {i: [] for i in level}
@@ -152,7 +160,7 @@ def test_what_is_held_between_a_fan_out_and_a_tree_is_as_much_as_it_is_deep(widt
 @pytest.mark.parametrize("limited", [0, 3, 4, 6], ids=["leaf", "leaf later", "fan-in", "root"])
 def test_a_task_whose_time_is_limited_runs_by_itself(limited: int) -> None:
     plan = tree(4)
-    plan.specs[limited] = plan.specs[limited]._replace(limited=True)
+    plan = changed(plan, [limited], limited=True)
     script = Script(plan)
     script.drive(plan.leaves)
     runs = [[step.task for step in run.steps] for run in script.of(Run) if isinstance(run, Run)]
@@ -318,8 +326,7 @@ def test_blocks_are_loaded_while_tasks_run() -> None:
 def test_a_literal_is_read_before_the_task_that_needs_it_and_once() -> None:
     plan = chain(3)
     literal = -1
-    specs = [spec._replace(literals=(literal,)) for spec in plan.specs]
-    plan = Plan(plan.keys, specs, plan.numbers, plan.requested)
+    plan = changed(plan, range(3), literals=(literal,))
     script = Script(plan)
     script.drive([0])
     assert script.ran == [0, 1, 2]
@@ -828,7 +835,7 @@ def test_who_was_set_aside_for_what_is_taken_back_is_not_ready() -> None:
 
 def test_a_literal_that_a_task_waits_for_is_asked_for_once() -> None:
     plan = wide(3)
-    plan.specs[3] = plan.specs[3]._replace(literals=(-1,))
+    plan = changed(plan, [3], literals=(-1,))
     job = Stepwise(plan, range(3))
     assert job.runs == [(0, 1, 2)]
     assert job.engine.take_back(1) == 1
@@ -962,8 +969,7 @@ def test_values_are_dropped_while_something_else_runs() -> None:
 @pytest.mark.usefixtures("one_by_one")
 def test_literals_stay_as_long_as_any_run_reads_them() -> None:
     plan = wide(4)
-    for task in range(4):
-        plan.specs[task] = plan.specs[task]._replace(literals=(-1,))
+    plan = changed(plan, range(4), literals=(-1,))
     job = Stepwise(plan, range(4), threads=2)
     for task in (0, 2, 3):
         job.ran(run=task)
@@ -974,8 +980,7 @@ def test_literals_stay_as_long_as_any_run_reads_them() -> None:
 
 def test_limited_tasks_run_at_the_same_time() -> None:
     plan = wide(3)
-    for task in range(2):
-        plan.specs[task] = plan.specs[task]._replace(limited=True)
+    plan = changed(plan, range(2), limited=True)
     job = Stepwise(plan, range(3), threads=3)
     assert job.runs == [(0,), (1,), (2,)]
 

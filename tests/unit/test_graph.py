@@ -33,7 +33,7 @@ def run(found: TaskGraph, keys: Any) -> Any:
 
     def value(key: Any) -> Any:
         if key not in values:
-            data = {name: value(source) for name, source in found.sources[key].items()}
+            data = {name: value(source) for name, source in found.sources(key).items()}
             values[key] = found.nodes[key](data)
         return values[key]
 

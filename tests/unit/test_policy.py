@@ -174,15 +174,19 @@ def test_only_news_are_remembered() -> None:
 
 def test_one_executor_begins_where_nothing_is_known() -> None:
     executor = Executor(*independent(100))
-    assert first_groups(executor.specs, [], COSTS, 1000) == [list(range(100))]
+    assert first_groups(executor.specs, executor.plan.leaves, [], COSTS, 1000) == [list(range(100))]
 
 
 def test_as_many_begin_as_the_work_is_worth() -> None:
     specs = Executor(*independent(100)).specs
-    groups = first_groups(specs, [Estimate(1, 0.1, 8.0)] * 100, COSTS, 1000)
+    groups = first_groups(
+        specs, [s.number for s in specs if not s.inputs], [Estimate(1, 0.1, 8.0)] * 100, COSTS, 1000
+    )
     assert 90 < len(groups) <= 100, "10 s are worth as many starts, but for the last ones"
     assert [task for group in groups for task in group] == list(range(100))
-    groups = first_groups(specs, [Estimate(1, 0.1, 8.0)] * 100, COSTS, 2)
+    groups = first_groups(
+        specs, [s.number for s in specs if not s.inputs], [Estimate(1, 0.1, 8.0)] * 100, COSTS, 2
+    )
     assert [len(group) for group in groups] == [50, 50]
 
 
@@ -191,15 +195,17 @@ def test_fewer_begin_where_much_would_have_to_be_moved() -> None:
     graph["top"] = outputs
     executor = Executor(graph, ["top"])
     large = [Estimate(1, 0.2, 100 * MB)] * len(executor.specs)
-    assert len(first_groups(executor.specs, large, COSTS, 1000)) == 1
+    assert len(first_groups(executor.specs, executor.plan.leaves, large, COSTS, 1000)) == 1
     small = [Estimate(1, 0.2, 8.0)] * len(executor.specs)
-    assert len(first_groups(executor.specs, small, COSTS, 1000)) > 8
+    assert len(first_groups(executor.specs, executor.plan.leaves, small, COSTS, 1000)) > 8
 
 
 @pytest.mark.parametrize(("batch", "count"), [(1, 10), (3, 4), (100, 1)])
 def test_leaves_in_batches(batch: int, count: int) -> None:
     specs = Executor(*independent(10)).specs
-    groups = first_groups(specs, [], COSTS, 1000, leaf_batch=batch)
+    groups = first_groups(
+        specs, [s.number for s in specs if not s.inputs], [], COSTS, 1000, leaf_batch=batch
+    )
     assert len(groups) == count
     assert functools.reduce(operator.iadd, groups, []) == list(range(10))
 

@@ -29,6 +29,7 @@ from wukong_async.invocation import MOST_CARRIED
 from wukong_async.invoker import region_of
 from wukong_async.plan import Plan
 from wukong_async.policy import MOST_NAMES, Costs, first_groups, is_fit, recalled
+from wukong_async.protocol import TaskSpec
 from wukong_async.store import MANIFEST, Bucket, block_name, payload
 
 SMALL = (int, float, complex, bool, type(None))
@@ -152,6 +153,7 @@ class Upload:
         estimates, costs = recalled(self.seen)
         return first_groups(
             self.plan.specs,
+            self.plan.leaves,
             list(map(estimates.get, self._names)) if estimates else [],
             costs or Costs(),
             self.settings.max_concurrency,
@@ -216,8 +218,9 @@ class Upload:
             return
         readers = {
             source: task
-            for task, sources in task_graph.sources.items()
-            for source in sources.values()
+            for task in task_graph.nodes
+            for source in task_graph.sources(task).values()
+            if source in task_graph.literals
         }
         for key, value in task_graph.literals.items():
             if key not in readers or type(value) in SMALL:
@@ -268,7 +271,7 @@ class Upload:
         total, most = len(self.plan), self.settings.block_tasks
         room = MOST_CARRIED
         for first in range(0, total, most):
-            entries = [self._entry(n) for n in range(first, min(first + most, total))]
+            entries = list(map(self._entry, self.plan.specs[first : first + most]))
             count, frame = self._encode(first, entries)
             if count < len(entries) or wire.size(frame) > self.settings.block_size:
                 lighter, objects = self._lighten(first, entries)
@@ -291,21 +294,21 @@ class Upload:
                     break
                 count, frame = self._encode(start, entries[start - first :])
 
-    def _entry(self, number: int) -> Entry:
-        key = self.plan.keys[number]
+    def _entry(self, spec: TaskSpec) -> Entry:
+        key = self.plan.keys[spec.number]
         found = graph.call_of(self.graph, key, self.plan.numbers, self._large)
         if found is None:
-            return self._node_entry(number)
+            return self._node_entry(spec)
         function, takes, constants, sources = found
-        call = Call(key, self._names[number], function, takes, constants)
-        return (call, (), sources, None, *self._rest(number))
+        call = Call(key, self._names[spec.number], function, takes, constants)
+        return (call, (), sources, None, *self._rest(spec))
 
-    def _node_entry(self, number: int) -> Entry:
-        key = self.plan.keys[number]
+    def _node_entry(self, spec: TaskSpec) -> Entry:
+        key = self.plan.keys[spec.number]
         names: list[Hashable] = []
         sources: list[int] = []
         constants: dict[Hashable, Any] | None = None
-        for name, source in self.graph.sources[key].items():
+        for name, source in self.graph.sources(key).items():
             provider = self.plan.numbers.get(source, self._large.get(source))
             if provider is not None:
                 names.append(name)
@@ -313,14 +316,15 @@ class Upload:
             else:
                 constants = constants or {}
                 constants[name] = self.graph.literals[source]
-        node = self.graph.nodes[key]
-        return (node, tuple(names), tuple(sources), constants, *self._rest(number))
+        return (
+            *(self.graph.nodes[key], tuple(names), tuple(sources), constants),
+            *self._rest(spec),
+        )
 
     def _rest(
-        self, number: int
+        self, spec: TaskSpec
     ) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple[int, float | None] | None]:
-        spec = self.plan.specs[number]
-        limits = self.graph.limits.get(self.plan.keys[number])
+        limits = self.graph.limits and self.graph.limits.get(self.plan.keys[spec.number])
         told = (limits.retries, limits.timeout) if limits else None
         return (spec.consumers, spec.degrees, spec.requested, told)
 
@@ -360,7 +364,7 @@ class Upload:
     def _without(self, number: int, entry: Entry, large: Mapping[Hashable, int]) -> Entry:
         """A task that reads these parts instead of having them."""
         key = self.plan.keys[number]
-        taken = self.graph.sources[key]
+        taken = self.graph.names[key]
         apart: dict[Hashable, int] = {}
 
         def name_of(_: str, part: object) -> Hashable | None:
@@ -376,7 +380,7 @@ class Upload:
         node = graph.set_apart(self.graph.nodes[key], name_of)
         if not apart:
             return entry
-        _, names, sources, *rest = self._node_entry(number)
+        _, names, sources, *rest = self._node_entry(self.plan.specs[number])
         return (node, (*names, *apart), (*sources, *apart.values()), *rest)
 
     def _encode(self, first: int, entries: Sequence[Entry]) -> tuple[int, wire.Segments]:
@@ -397,7 +401,7 @@ class Upload:
     def _blame(self, number: int, error: wire.ItemError) -> SerializationError:
         """What of a task does not pickle."""
         key = self.plan.keys[number]
-        node, _, _, constants, *_ = self._node_entry(number)
+        node, _, _, constants, *_ = self._node_entry(self.plan.specs[number])
         for label, part in (
             *graph.parts(node),
             *((f"its input {_shown(name)}", value) for name, value in (constants or {}).items()),
