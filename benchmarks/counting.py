@@ -28,6 +28,11 @@ from benchmarks.shapes import tasks_of
 from wukong_async import LocalCluster, WukongClient, wire
 from wukong_async.plan import make_plan
 
+GB_SECOND = 0.0000166667
+REQUEST = 0.20 / 1e6
+"""Dollars: AWS Lambda's list prices for x86 in us-east-1 (aws.amazon.com/lambda/pricing)."""
+MEMORY_MB = 3008
+"""What a function has in the original."""
 TIMEOUT = 60.0
 WARM_UPS = 3
 TIMES = 5
@@ -50,6 +55,12 @@ class Counts:
     store_bytes_out: int
     store_peak_bytes: int
     billed_ms: int
+
+    @property
+    def usd(self) -> float:
+        """What Lambda would take for it."""
+        gb_seconds = self.billed_ms / 1000 * MEMORY_MB / 1024
+        return gb_seconds * GB_SECOND + self.invocations * REQUEST
 
 
 def counted(

@@ -1,0 +1,168 @@
+"""What faults cost: workloads while the local Lambda misbehaves, beside undisturbed ones.
+
+    python -m benchmarks chaos                          # half a minute
+    python -m benchmarks chaos svd1 gemm --seconds 120 --seed 7 --json FILE
+
+Two clusters take turns; in one of them events are doubled, lost and late, calls are throttled, and
+sandboxes are killed. Each result is compared with Dask's synchronous one. The seed chooses the
+faults; who meets them depends on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.arguments import UsageError
+from benchmarks.backends import WORKERS
+from benchmarks.document import document, outputs, write
+from benchmarks.running import add_workloads, same, sized, spread
+from benchmarks.workloads import Sized
+from wukong_async import Faults, LocalCluster, WukongClient
+
+WORKLOADS = ("tr1024", "fan", "svd1", "groupby")
+FAULTS: dict[str, float] = {
+    "duplicate": 0.3,
+    "drop": 0.1,
+    "delay": 0.2,
+    "throttle": 0.2,
+    "kill": 0.3,
+    "delay_seconds": 1.0,
+    "kill_within": 0.1,
+}
+SETTINGS: dict[str, Any] = {
+    "lease": 0.5,
+    "grace": 0.5,
+    "max_attempts": 1000,
+    "job_timeout": 120.0,
+}
+"""Of both: what is lost is made up for soon, as often as it takes."""
+HEAD = ("workload", "runs", "right", "s", "", "ratio", "invoked", "", "begun", "", "faults")
+ROW = "{:<10} {:>5} {:>5} {:>7} {:>7} {:>16} {:>7} {:>7} {:>7} {:>7}  {}"
+
+
+@dataclass
+class Side:
+    """The jobs of one cluster."""
+
+    cluster: LocalCluster
+    client: WukongClient
+    seconds: list[float] = field(default_factory=list)
+    invocations: list[int] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    wrong: int = 0
+
+    def compute(self, each: Sized, expected: Any) -> None:
+        """One job more."""
+        collection = each.make()
+        started = time.perf_counter()
+        try:
+            right = same(self.client.compute(collection), expected)
+        except Exception as error:
+            print(f"{each.workload.name}: {type(error).__name__}: {error}")
+            right = False
+        self.seconds.append(time.perf_counter() - started)
+        self.wrong += not right
+        if right:
+            self.invocations.append(self.client.history[-1].invocations)
+            self.begins.append(self.client.history[-1].begins)
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `chaos`."""
+    parser = commands.add_parser(
+        "chaos",
+        help="measure what faults cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_workloads(parser, default=WORKLOADS)
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long, in all")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the faults")
+    outputs(parser)
+    parser.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The `chaos` command."""
+    chosen = sized(options)
+    if not 0 < options.seconds < math.inf:
+        raise UsageError(f"--seconds must be positive, not {options.seconds}.")
+    if options.seed < 0:
+        raise UsageError(f"--seed must not be negative, as {options.seed} is.")
+    print("seconds, invocations and executors begun of a job: undisturbed, and with faults")
+    print(ROW.format(*HEAD))
+    rows = [measure(each, options.seconds / len(chosen), options.seed) for each in chosen]
+    settings = {
+        "workers": WORKERS,
+        "seconds": options.seconds,
+        "seed": options.seed,
+        "faults": FAULTS,
+        **SETTINGS,
+    }
+    write(options, document("chaos", settings, rows))
+    return 0 if all(row["correct"] for row in rows) else 1
+
+
+def measure(each: Sized, seconds: float, seed: int) -> dict[str, Any]:
+    """Jobs in turn for so long, and one pair at least; the row."""
+    expected = each.expected()
+    with _side(Faults()) as calm, _side(Faults(seed=seed, **FAULTS)) as disturbed:
+        sides = (calm, disturbed)
+        due = time.monotonic() + seconds
+        while not calm.seconds or time.monotonic() < due:
+            for side in sides:
+                side.compute(each, expected)
+        faults = dict(disturbed.cluster.stats().faults)
+    row = {
+        "workload": each.workload.name,
+        "size": each.label,
+        "runs": len(calm.seconds),
+        "correct": not any(side.wrong for side in sides),
+        "wall_s": spread(disturbed.seconds),
+        "calm_wall_s": spread(calm.seconds),
+        "ratio": spread([b / a for a, b in zip(calm.seconds, disturbed.seconds, strict=True)]),
+        "invocations": _mean(disturbed.invocations),
+        "calm_invocations": _mean(calm.invocations),
+        "begins": _mean(disturbed.begins),
+        "calm_begins": _mean(calm.begins),
+        "faults": faults,
+    }
+    _show(row)
+    return row
+
+
+@contextlib.contextmanager
+def _side(faults: Faults) -> Iterator[Side]:
+    with (
+        LocalCluster(WORKERS, faults=faults) as cluster,
+        WukongClient(cluster, set_as_default=False, **SETTINGS) as client,
+    ):
+        yield Side(cluster, client)
+
+
+def _mean(values: list[int]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _show(row: dict[str, Any]) -> None:
+    figures = ("calm_invocations", "invocations", "calm_begins", "begins")
+    print(
+        ROW.format(
+            row["workload"],
+            row["runs"],
+            "yes" if row["correct"] else "NO",
+            *(f"{row[name]['median']:.4f}"[:6] for name in ("calm_wall_s", "wall_s")),
+            "{median:.1f}× ({min:.1f}-{max:.1f})".format_map(row["ratio"]),
+            *("-" if row[name] is None else f"{row[name]:.1f}" for name in figures),
+            ", ".join(f"{count} {kind}" for kind, count in row["faults"].items() if count)
+            or "none",
+        ),
+        flush=True,
+    )
