@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,35 +44,50 @@ SETTINGS: dict[str, Any] = {
     "job_timeout": 120.0,
 }
 """Of both: what is lost is made up for soon, as often as it takes."""
-HEAD = ("workload", "runs", "right", "s", "", "ratio", "invoked", "", "begun", "", "faults")
+HEAD = ("workload", "runs", "right", "s", "→", "ratio", "invoked", "→", "begun", "→", "faults")
 ROW = "{:<10} {:>5} {:>5} {:>7} {:>7} {:>16} {:>7} {:>7} {:>7} {:>7}  {}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one of them took."""
+
+    right: bool
+    seconds: float
+    invocations: int = 0
+    begins: int = 0
 
 
 @dataclass
 class Side:
-    """The jobs of one cluster."""
+    """A cluster, and what it has done. The first job warms it up."""
 
     cluster: LocalCluster
     client: WukongClient
-    seconds: list[float] = field(default_factory=list)
-    invocations: list[int] = field(default_factory=list)
-    begins: list[int] = field(default_factory=list)
-    wrong: int = 0
+    jobs: list[Job] = field(default_factory=list)
 
     def compute(self, each: Sized, expected: Any) -> None:
         """One job more."""
         collection = each.make()
         started = time.perf_counter()
         try:
-            right = same(self.client.compute(collection), expected)
+            found = self.client.compute(collection)
         except Exception as error:
-            print(f"{each.workload.name}: {type(error).__name__}: {error}")
-            right = False
-        self.seconds.append(time.perf_counter() - started)
-        self.wrong += not right
-        if right:
-            self.invocations.append(self.client.history[-1].invocations)
-            self.begins.append(self.client.history[-1].begins)
+            print(f"{each.workload.name}: {type(error).__name__}: {error}", file=sys.stderr)
+            self.jobs.append(Job(False, time.perf_counter() - started))
+            return
+        seconds = time.perf_counter() - started
+        took = self.client.history[-1]
+        self.jobs.append(Job(same(found, expected), seconds, took.invocations, took.begins))
+
+    def figures(self) -> dict[str, Any]:
+        """Of the jobs that were warm."""
+        warm = self.jobs[1:]
+        return {
+            "wall_s": spread([job.seconds for job in warm]),
+            "invocations": statistics.fmean(job.invocations for job in warm),
+            "begins": statistics.fmean(job.begins for job in warm),
+        }
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--seconds must be positive, not {options.seconds}.")
     if options.seed < 0:
         raise UsageError(f"--seed must not be negative, as {options.seed} is.")
-    print("seconds, invocations and executors begun of a job: undisturbed, and with faults")
+    print("seconds, invocations and executors begun, for each job: undisturbed → with faults")
     print(ROW.format(*HEAD))
     rows = [measure(each, options.seconds / len(chosen), options.seed) for each in chosen]
     settings = {
@@ -111,27 +127,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(each: Sized, seconds: float, seed: int) -> dict[str, Any]:
-    """Jobs in turn for so long, and one pair at least; the row."""
+    """Jobs in turn for so long, and one warm pair at least; the row."""
     expected = each.expected()
     with _side(Faults()) as calm, _side(Faults(seed=seed, **FAULTS)) as disturbed:
-        sides = (calm, disturbed)
         due = time.monotonic() + seconds
-        while not calm.seconds or time.monotonic() < due:
-            for side in sides:
-                side.compute(each, expected)
+        while len(calm.jobs) < 2 or time.monotonic() < due:
+            calm.compute(each, expected)
+            disturbed.compute(each, expected)
         faults = dict(disturbed.cluster.stats().faults)
+    pairs = list(zip(calm.jobs, disturbed.jobs, strict=True))
     row = {
         "workload": each.workload.name,
         "size": each.label,
-        "runs": len(calm.seconds),
-        "correct": not any(side.wrong for side in sides),
-        "wall_s": spread(disturbed.seconds),
-        "calm_wall_s": spread(calm.seconds),
-        "ratio": spread([b / a for a, b in zip(calm.seconds, disturbed.seconds, strict=True)]),
-        "invocations": _mean(disturbed.invocations),
-        "calm_invocations": _mean(calm.invocations),
-        "begins": _mean(disturbed.begins),
-        "calm_begins": _mean(calm.begins),
+        "runs": len(pairs) - 1,
+        "correct": all(job.right for pair in pairs for job in pair),
+        **disturbed.figures(),
+        **{f"calm_{name}": figure for name, figure in calm.figures().items()},
+        "ratio": spread([b.seconds / a.seconds for a, b in pairs[1:]]),
         "faults": faults,
     }
     _show(row)
@@ -147,10 +159,6 @@ def _side(faults: Faults) -> Iterator[Side]:
         yield Side(cluster, client)
 
 
-def _mean(values: list[int]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
 def _show(row: dict[str, Any]) -> None:
     figures = ("calm_invocations", "invocations", "calm_begins", "begins")
     print(
@@ -160,7 +168,7 @@ def _show(row: dict[str, Any]) -> None:
             "yes" if row["correct"] else "NO",
             *(f"{row[name]['median']:.4f}"[:6] for name in ("calm_wall_s", "wall_s")),
             "{median:.1f}× ({min:.1f}-{max:.1f})".format_map(row["ratio"]),
-            *("-" if row[name] is None else f"{row[name]:.1f}" for name in figures),
+            *(f"{row[name]:.1f}" for name in figures),
             ", ".join(f"{count} {kind}" for kind, count in row["faults"].items() if count)
             or "none",
         ),

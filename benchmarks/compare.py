@@ -28,7 +28,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "overhead": ("workload", "tasks", "phase"),
 }
 """What a row of each command is known by."""
-RANGES = ("wall_s", "calm_wall_s")
+LEFT_OUT = ("ratio",)
+"""Beside another backend's runs, or undisturbed ones: they are rows and figures of their own."""
 INFORMATIVE = ("run", "chaos")
 """Commands whose rows have ranges that decide, and figures without one that do not."""
 LARGER_IS_BETTER = ("efficiency",)
@@ -132,7 +133,7 @@ def changes(command: str, name: str, old: Row, new: Row) -> Iterator[Change]:
         if figure == "correct" and a != b:
             verdict = "WRONG now" if a else "right now"
             yield Change(name, figure, bool(a), bool(b), None, verdict, worse=bool(a))
-        elif figure in RANGES and a and b:
+        elif _is_range(a) and _is_range(b) and figure not in LEFT_OUT:
             yield _of_ranges(name, figure, a, b)
         elif _is_figure(a) and _is_figure(b) and figure not in KEYS[command]:
             ratio = _ratio(a, b)
@@ -161,6 +162,10 @@ def _ratio(old: float, new: float) -> float:
     if old == 0:
         return 1.0 if new == 0 else float("inf")
     return new / old
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"min", "median", "max"}
 
 
 def _is_figure(value: object) -> bool:

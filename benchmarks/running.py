@@ -299,9 +299,10 @@ def same(found: Any, expected: Any) -> bool:
     import numpy as np
     import pandas as pd
 
+    if type(found) is not type(expected):
+        return False
     if isinstance(expected, tuple | list):
-        alike = type(found) is type(expected) and len(found) == len(expected)
-        return alike and all(map(same, found, expected))
+        return len(found) == len(expected) and all(map(same, found, expected))
     try:
         if isinstance(expected, pd.DataFrame):
             pd.testing.assert_frame_equal(found, expected)
