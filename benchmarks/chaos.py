@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.arguments import UsageError
 from benchmarks.backends import WORKERS
 from benchmarks.document import document, outputs, write
-from benchmarks.running import add_workloads, same, sized, spread
+from benchmarks.running import add_workloads, same, show_ratio, sized, spread
 from benchmarks.workloads import Sized
 from wukong_async import Faults, LocalCluster, WukongClient
 
@@ -167,7 +167,7 @@ def _show(row: dict[str, Any]) -> None:
             row["runs"],
             "yes" if row["correct"] else "NO",
             *(f"{row[name]['median']:.4f}"[:6] for name in ("calm_wall_s", "wall_s")),
-            "{median:.1f}× ({min:.1f}-{max:.1f})".format_map(row["ratio"]),
+            show_ratio(row["ratio"]),
             *(f"{row[name]:.1f}" for name in figures),
             ", ".join(f"{count} {kind}" for kind, count in row["faults"].items() if count)
             or "none",

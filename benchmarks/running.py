@@ -8,7 +8,7 @@
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
 (A B A B …), so that a machine that changes its speed changes it for all: compare ratios, not
 seconds. `get` is `x.compute(scheduler=…)`, `compute` is `client.compute(x)`. What our backends
-send and store is counted in clusters of their own.
+send and store is counted in clusters of their own. On Lithops each task is a process: give it few.
 """
 
 from __future__ import annotations
@@ -278,13 +278,12 @@ def line(row: dict[str, Any]) -> str:
 
     wall, ratio = row["wall_s"], row["ratio"]
     seconds = [f"{wall[name]:.4f}"[:6] for name in ("min", "median", "max")] if wall else ["-"] * 3
-    ratios = "{median:.1f}× ({min:.1f}-{max:.1f})".format_map(ratio) if ratio else "-"
     own = row["optimise_s"]
     return ROW.format(
         row["backend"],
         row["entry"],
         *seconds,
-        ratios,
+        show_ratio(ratio) if ratio else "-",
         cell("correct", lambda right: "yes" if right else "NO"),
         f"{own / wall['median']:.0%}" if wall and own is not None else "-",
         *map(cell, ("tasks", "invocations", "commits", "store_commands")),
@@ -292,6 +291,14 @@ def line(row: dict[str, Any]) -> str:
         cell("billed_ms"),
         cell("usd", lambda usd: f"{usd * 1e6:.1f}"),
     )
+
+
+def show_ratio(ratio: dict[str, float]) -> str:
+    """A ratio and its spread."""
+    median, low, high = (
+        f"{ratio[name]:.{0 if ratio[name] >= 100 else 1}f}" for name in ("median", "min", "max")
+    )
+    return f"{median}× ({low}-{high})"
 
 
 def same(found: Any, expected: Any) -> bool:
