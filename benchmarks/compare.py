@@ -2,7 +2,8 @@
 
     python -m benchmarks compare OLD.json NEW.json
 
-Times of several runs differ if their ranges, from the shortest to the longest, do not overlap.
+Times of several runs differ if their ranges, from the shortest to the longest, do not overlap; of a
+single run, nothing is said.
 Figures without a range differ if they do by more than 10 %; only such ones are shown. What `run`
 and `chaos` count is shown as well, but does not decide: it depends on how long tasks take. The exit
 code is 1 if something has become worse.
@@ -143,9 +144,12 @@ def changes(command: str, name: str, old: Row, new: Row) -> Iterator[Change]:
 
 
 def _of_ranges(name: str, figure: str, old: Row, new: Row) -> Change:
+    ratio = _ratio(old["median"], new["median"])
+    if old["min"] == old["max"] or new["min"] == new["max"]:
+        verdict = "of a single run, so nobody knows"
+        return Change(name, figure, old["median"], new["median"], ratio, verdict, worse=False)
     slower, faster = new["min"] > old["max"], new["max"] < old["min"]
     verdict = "SLOWER" if slower else "faster" if faster else "within the spread"
-    ratio = _ratio(old["median"], new["median"])
     return Change(name, figure, old["median"], new["median"], ratio, verdict, slower)
 
 

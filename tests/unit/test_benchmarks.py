@@ -294,6 +294,7 @@ def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Files:
         (run_row(1, 2), run_row(1.5, 3), 0, "within the spread"),
         (run_row(1, 2), run_row(2.1, 3), 1, "1.70×  SLOWER"),
         (run_row(2.1, 3), run_row(1, 2), 0, "faster"),
+        (run_row(1, 2), run_row(3, 3), 0, "2.00×  of a single run"),
         (run_row(1, 2), run_row(1, 2, commits=20), 0, "2.00×  more"),
         (run_row(1, 2), run_row(1, 2, correct=False), 1, "WRONG now"),
         (run_row(1, 2), run_row(1, 2, usd=0.1), 0, "within the spread"),
