@@ -3,10 +3,9 @@
     python -m benchmarks compare OLD.json NEW.json
 
 Times of several runs differ if their ranges, from the shortest to the longest, do not overlap; of a
-single run, nothing is said.
-Figures without a range differ if they do by more than 10 %; only such ones are shown. What `run`
-and `chaos` count is shown as well, but does not decide: it depends on how long tasks take. The exit
-code is 1 if something has become worse.
+single run nothing is said. Figures without a range differ if they do by more than 10 %; only such
+ones are shown. What `run` and `chaos` count is shown as well, but does not decide: it depends on
+how long tasks take. The exit code is 1 if something has become worse.
 """
 
 from __future__ import annotations
