@@ -14,7 +14,7 @@ help:
 	@echo "make demo        the original's examples, computed by real executors"
 	@echo "make test        all tests"
 	@echo "make check       ruff, mypy --strict, import contracts"
-	@echo "make bench       tree reduction beside dask.distributed"
+	@echo "make bench       tree reduction beside dask.distributed; all it can: ARGS=--help"
 	@echo "make simulate    more protocol simulation: SEEDS=100000"
 	@echo "make chaos       jobs while everything fails that may: SECONDS=60 SEED=0"
 
@@ -31,7 +31,7 @@ check: $(VENV)/.check
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks run tr1024 --backend wukong,distributed --repeat 5
+	$(BIN)/python -m benchmarks $(or $(ARGS),run tr1024)
 
 SEEDS ?= 100000
 simulate: $(VENV)/.test
@@ -63,7 +63,7 @@ $(BIN)/pip:
 constraints:
 	rm -rf $(VENV)-new
 	$(PYTHON) -m venv $(VENV)-new
-	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(VENV)-new/bin/pip install --quiet '.[demo,bench,test,check]' hatchling editables
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(VENV)-new/bin/pip install --quiet '.[demo,bench,compare,test,check]' hatchling editables
 	$(VENV)-new/bin/pip freeze --exclude wukong-async > constraints.txt
 	rm -rf $(VENV)-new
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, TypeAlias
 
 from benchmarks.counting import Counts, counted
 from wukong_async import LocalCluster, WukongClient
 
 WORKERS = 2
 WIDE = 1000
+Lane: TypeAlias = dict[str, Any]
+"""`lane`, who was busy, and `spans`: (start, end) in seconds since the job began, and with what."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Backend:
     """How a user calls it: `get` is `x.compute(scheduler=…)`, `compute` is `client.compute(x)`."""
     count: Callable[[str, Callable[[], Any]], Counts] | None = field(default=None)
     """What a job takes, by the entry that it is called by and what makes its collection."""
+    trace: Callable[[Any], list[Lane]] | None = field(default=None)
+    """Compute a collection, and see who is busy when."""
 
 
 @contextlib.contextmanager
@@ -56,8 +63,8 @@ def _ours(name: str, **settings: object) -> Iterator[Backend]:
     def count(entry: str, make: Callable[[], Any]) -> Counts:
         return counted(start, lambda client: _entries(client)[entry](make()))
 
-    with start() as (_, client):
-        yield Backend(name, _entries(client), count)
+    with start() as (cluster, client):
+        yield Backend(name, _entries(client), count, partial(_traced, cluster, client))
 
 
 @contextlib.contextmanager
@@ -67,6 +74,22 @@ def _started(**settings: object) -> Iterator[tuple[LocalCluster, WukongClient]]:
         WukongClient(cluster, set_as_default=False, **settings) as client,
     ):
         yield cluster, client
+
+
+def _traced(cluster: LocalCluster, client: WukongClient, collection: Any) -> list[Lane]:
+    started = time.monotonic()
+    client.compute(collection)
+    ended = time.monotonic()
+    spans: dict[int, list[list[Any]]] = {number: [] for number in range(cluster.n_workers)}
+    executors: dict[str, int] = {}
+    for request in cluster.requests():
+        # Those of earlier jobs may linger; those of this one need not have answered yet.
+        begin, end = max(request.begin, started), min(request.end or ended, ended)
+        if begin < end:
+            executor = executors.setdefault(request.request_id, len(executors) + 1)
+            span = [begin - started, end - started, f"executor {executor}"]
+            spans[request.sandbox].append(span)
+    return [{"lane": f"sandbox {number}", "spans": some} for number, some in spans.items()]
 
 
 def _entries(client: WukongClient) -> dict[str, Callable[[Any], Any]]:
@@ -113,11 +136,45 @@ def dask_threads() -> Iterator[Backend]:
     )
 
 
+@contextlib.contextmanager
+def ray() -> Iterator[Backend]:
+    """Ray's own scheduler of Dask graphs, on two of its workers."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.util.dask import ray_dask_get
+
+    ray.init(
+        num_cpus=WORKERS, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+    )
+    try:
+        yield Backend("ray", {"get": lambda x: x.compute(scheduler=ray_dask_get)})
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def lithops() -> Iterator[Backend]:
+    """Lithops, which knows no graphs: one map for each level, on two local processes."""
+    from benchmarks.levels import Levels
+
+    with Levels(WORKERS) as levels:
+        yield Backend("lithops", {"get": lambda x: x.compute(scheduler=levels.get)})
+
+
 BACKENDS = {
     "wukong": wukong,
+    "distributed": distributed,
+    "dask-threads": dask_threads,
+    "dask-sync": dask_sync,
     "paper-mode": paper_mode,
     "paper-wide": paper_wide,
-    "distributed": distributed,
-    "dask-sync": dask_sync,
-    "dask-threads": dask_threads,
+    "lithops": lithops,
+    "ray": ray,
 }
+OPTIONAL = ("lithops", "ray")
+"""Packages of the extra `compare`."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether a backend can be had."""
+    return name not in OPTIONAL or find_spec(name) is not None

@@ -9,6 +9,7 @@ socket, into memory that is there already.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import socket
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import positive
+from benchmarks.document import document, outputs, write
 from wukong_async import wire
 from wukong_async.local.valkey import Valkey
 from wukong_async.loops import new_event_loop
@@ -29,11 +32,24 @@ PART_SIZE = 16 * 1024 * 1024
 MOVED = 256_000_000
 """Bytes of each size that are moved for one figure, in at most 500 values."""
 HEAD = ("size", "put", "get", "put GB/s", "raw", "get GB/s", "raw")
+FIGURES = ("put_copies", "get_copies", "put_gb_s", "raw_put_gb_s", "get_gb_s", "raw_get_gb_s")
 ROW = "{:>6} {:>6} {:>6} {:>9} {:>6} {:>9} {:>6}"
 
 
-def run(repeat: int) -> int:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `copies`."""
+    parser = commands.add_parser("copies", help="measure what it costs to move large values")
+    parser.add_argument(
+        "--repeat", type=positive, default=5, help="the best of so many runs counts"
+    )
+    outputs(parser)
+    parser.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """The `copies` command: a row for each size, the best of some runs."""
+    repeat = options.repeat
+    rows: list[dict[str, Any]] = []
     valkey = Valkey()
     try:
         asyncio.run(valkey.started())
@@ -47,10 +63,12 @@ def run(repeat: int) -> int:
                     lambda size=size: runner.run(_ours(valkey.url, size)),  # type: ignore[misc]
                     repeat,
                 )
-            figures = (f"{put:.2f}", f"{get:.2f}", ours[0], raw[0], ours[1], raw[1])
-            print(ROW.format(name, *(f if isinstance(f, str) else f"{f:.2f}" for f in figures)))
+            figures = (put, get, ours[0], raw[0], ours[1], raw[1])
+            rows.append({"bytes": size, **dict(zip(FIGURES, figures, strict=True))})
+            print(ROW.format(name, *(f"{figure:.2f}" for figure in figures)))
     finally:
         valkey.stop()
+    write(options, document("copies", {"repeat": repeat}, rows))
     return 0
 
 

@@ -26,8 +26,14 @@ from typing import Any
 
 from benchmarks.shapes import tasks_of
 from wukong_async import LocalCluster, WukongClient, wire
+from wukong_async.local import ClusterStats
 from wukong_async.plan import make_plan
 
+GB_SECOND = 0.0000166667
+REQUEST = 0.20 / 1e6
+"""Dollars: AWS Lambda's list prices for x86 in us-east-1 (aws.amazon.com/lambda/pricing)."""
+MEMORY_MB = 3008
+"""What a function has in the original."""
 TIMEOUT = 60.0
 WARM_UPS = 3
 TIMES = 5
@@ -51,6 +57,12 @@ class Counts:
     store_peak_bytes: int
     billed_ms: int
 
+    @property
+    def usd(self) -> float:
+        """What Lambda would take for it."""
+        gb_seconds = self.billed_ms / 1000 * MEMORY_MB / 1024
+        return gb_seconds * GB_SECOND + self.invocations * REQUEST
+
 
 def counted(
     start: Callable[[], AbstractContextManager[tuple[LocalCluster, WukongClient]]],
@@ -70,14 +82,15 @@ def counted(
 
 def _counted_once(cluster: LocalCluster, client: WukongClient, run: Callable[[], Any]) -> Counts:
     """Run a job twice, and count."""
-    before = cluster.stats()
+    before = _settled(cluster)
     run()
-    after = cluster.stats()
+    after = _settled(cluster)
     job = client.history[-1]
     (url,) = cluster.settings["redis_endpoints"]
     with _monitor(url.removeprefix("unix://")) as stop:
         run()
-        lines = stop()
+        _settled(cluster)
+        lines = [line for line in stop() if b'"INFO"' not in line]  # It is us who ask that.
     scripted = sum(b" lua] " in line for line in lines)
     return Counts(
         tasks=job.tasks,
@@ -90,6 +103,17 @@ def _counted_once(cluster: LocalCluster, client: WukongClient, run: Callable[[],
         store_peak_bytes=after.store_bytes_peak,
         billed_ms=after.billed_ms - before.billed_ms,
     )
+
+
+def _settled(cluster: LocalCluster) -> ClusterStats:
+    """Wait for the executors, who end after their job has; what has been counted by then."""
+    due = time.monotonic() + TIMEOUT
+    while time.monotonic() < due:
+        stats = cluster.stats()
+        if stats.idle == cluster.n_workers and stats.deliveries >= stats.invocations:
+            return stats
+        time.sleep(0.005)
+    raise RuntimeError(f"executors still run {TIMEOUT:.0f} s after their job")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Not the public API: a part is measured here, and not a job.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -22,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.arguments import positive
+from benchmarks.document import document, outputs, write
 from wukong_async.config import Settings
 
 FANOUTS = (1, 2, 5, 10, 20, 50, 100, 500, 1000)
@@ -57,7 +60,23 @@ class Row:
     proxy_warm: Cost
 
 
-def run(fanouts: Sequence[int], repeat: int) -> list[dict[str, Any]]:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `fanout`."""
+    parser = commands.add_parser("fanout", help="measure wide fan-outs of invocations")
+    parser.add_argument("--repeat", type=positive, default=3, help="processes of each")
+    parser.add_argument("--events", type=positive, nargs="+", default=FANOUTS, help="how many")
+    outputs(parser)
+    parser.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The `fanout` command."""
+    rows = measure(options.events, options.repeat)
+    write(options, document("fanout", {"repeat": options.repeat}, rows))
+    return 0
+
+
+def measure(fanouts: Sequence[int], repeat: int) -> list[dict[str, Any]]:
     """Measure and print; the rows."""
     rows: list[Row] = []
     print(HEAD.format("", "", *(f"{way}, {state}" for way in WAYS for state in ("cold", "warm"))))

@@ -10,13 +10,19 @@ single executor. `moved` is what is large and was written or read.
 
 from __future__ import annotations
 
+import argparse
 import math
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.arguments import UsageError
 from benchmarks.clairvoyant import Single, clairvoyant, single
+from benchmarks.document import document, outputs, write
 from benchmarks.timing import Case, Outcome, World
 
 FEW_SLOTS = 2
@@ -78,7 +84,31 @@ CELLS = " {:>5} /{:>5} {:>6} {:>8} {:>6}"
 EACH = CELLS.format("time", "cost", "starts", "MB", "idle")
 
 
-def run(cases: Iterable[Case]) -> list[dict[str, Any]]:
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `model`."""
+    parser = commands.add_parser("model", help="run the policy in the timing model")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="names, or beginnings; all")
+    outputs(parser)
+    parser.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The `model` command."""
+    if os.environ.get("PYTHONHASHSEED") != "0":  # See benchmarks/cases.py.
+        command = [sys.executable, *sys.orig_argv[1:]]
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        return subprocess.run(command, env=environment, check=False).returncode
+    from benchmarks.cases import CASES
+
+    starts = tuple(options.cases)
+    chosen = [case for name, case in CASES.items() if not starts or name.startswith(starts)]
+    if not chosen:
+        raise UsageError(f"No case begins like that. There are: {', '.join(CASES)}.")
+    write(options, document("model", {}, compare_all(chosen)))
+    return 0
+
+
+def compare_all(cases: Iterable[Case]) -> list[dict[str, Any]]:
     """Compare and print; the rows."""
     print(HEAD.format("", "best s", "one s", *RULES))
     print(HEAD.format("", "", "", *[EACH] * len(RULES)))

@@ -3,20 +3,93 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from dask import delayed
+
+Size: TypeAlias = Mapping[str, float]
+"""Arguments, by name: whole numbers, but for seconds of `sleep`."""
+SLEEP = "sleep"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A named collection to compute."""
+    """A collection to compute, in sizes."""
 
     name: str
-    make: Callable[[], Any]
     about: str
+    function: Callable[..., Any]
+    small: Size
+    paper: Size
+    """The original's; where it has none, one that is well beyond `small`."""
+
+    def make(self) -> Any:
+        """A fresh collection, small."""
+        return self.function(**self.small)
+
+    def sized(self, words: Iterable[str]) -> Sized:
+        """It in the size that `small`, `paper` and KEY=VALUE say; the last of a kind counts.
+
+        Raises
+        ------
+        ValueError
+            For a word that is none of these, with the workload's parameters.
+        """
+        base, changes = "small", dict[str, float]()
+        for word in words:
+            name, equals, text = word.partition("=")
+            if word in {"small", "paper"}:
+                base = word
+            elif equals and name in self.small:
+                changes[name] = self._value(name, text)
+            else:
+                raise ValueError(
+                    f"{self.name} has no size {word!r}: it has small, paper, and the parameters"
+                    f" {', '.join(self.small)}, as KEY=VALUE."
+                )
+        size = {**(self.small if base == "small" else self.paper), **changes}
+        label = ",".join([base, *(f"{name}={changes[name]}" for name in size if name in changes)])
+        return Sized(self, label, size)
+
+    def _value(self, name: str, text: str) -> float:
+        try:
+            value = float(text) if name == SLEEP else int(text)
+        except ValueError:
+            value = -1
+        if not (0 <= value < float("inf") if name == SLEEP else value > 0):
+            kind = "seconds, not negative" if name == SLEEP else "a whole number, at least 1"
+            raise ValueError(f"{name} of {self.name} must be {kind}, not {text!r}.")
+        return value
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A workload in one size."""
+
+    workload: Workload
+    label: str
+    size: Size
+
+    def __str__(self) -> str:
+        return f"{self.workload.name} ({describe(self.size)}): {self.workload.about}"
+
+    def make(self) -> Any:
+        """A fresh collection."""
+        return self.workload.function(**self.size)
+
+    def expected(self) -> Any:
+        """Its value, by Dask in this thread. Nobody sleeps: that does not change it."""
+        awake = {SLEEP: 0.0} if SLEEP in self.size else {}
+        return self.workload.function(**{**self.size, **awake}).compute(scheduler="synchronous")
+
+
+def describe(size: Size) -> str:
+    """Parameters and values, as on the command line."""
+    return ",".join(f"{name}={value}" for name, value in size.items())
 
 
 def increment(x: int) -> int:
@@ -24,12 +97,20 @@ def increment(x: int) -> int:
     return x + 1
 
 
-def tree_reduction(leaves: int) -> Any:
-    """The sum of `range(leaves)`, pair by pair."""
+def slow_add(x: int, y: int, seconds: float) -> int:
+    """A sum that takes its time."""
+    time.sleep(seconds)
+    return x + y
+
+
+def tree_reduction(leaves: int, sleep: float) -> Any:
+    """The sum of `range(leaves)`, pair by pair, each after so many seconds of sleep."""
     level: list[Any] = list(range(leaves))
+    add = partial(delayed(slow_add), seconds=sleep) if sleep else delayed(operator.add)
     while len(level) > 1:
-        level = list(map(delayed(operator.add), level[0::2], level[1::2]))
-    return level[0]
+        odd = level[len(level) // 2 * 2 :]
+        level = [*map(add, level[0::2], level[1::2]), *odd]
+    return delayed(level[0])
 
 
 def chain(length: int) -> Any:
@@ -126,15 +207,15 @@ def svc(samples: int, chunks: int) -> Any:
     return classifier.predict(unknown)
 
 
-def _frame(partitions: int, rows: int) -> Any:
-    """A data frame with as many rows in each partition."""
+def _frame(partitions: int, rows: int, *, ids: int = 1000, seed: int = 0) -> Any:
+    """A data frame with as many rows in each partition, of so many ids."""
     import dask.array as da
     import dask.dataframe as dd
 
-    state = da.random.RandomState(0)
+    state = da.random.RandomState(seed)
     shape = {"size": partitions * rows, "chunks": rows}
     columns = {
-        "id": state.randint(0, 1000, **shape),
+        "id": state.randint(0, ids, **shape),
         "x": state.random_sample(**shape),
         "y": state.random_sample(**shape),
     }
@@ -147,31 +228,155 @@ def groupby(partitions: int, rows: int) -> Any:
     return _frame(partitions, rows).groupby("id").x.mean()
 
 
+def merge(partitions: int, rows: int) -> Any:
+    """The sums of two data frames joined by their ids, of which there are as many as rows."""
+    left, right = (_frame(partitions, rows, ids=partitions * rows, seed=seed) for seed in range(2))
+    return left.merge(right, on="id", shuffle_method="tasks", broadcast=False).sum()
+
+
 def shuffle(partitions: int, rows: int) -> Any:
-    """Rows of a data frame to where their ids belong, from all partitions to all; then counted."""
-    moved = _frame(partitions, rows).shuffle(
-        "id", shuffle_method="tasks", max_branch=partitions, force=True
+    """A data frame indexed by its ids, from all partitions to all; then the sums of each."""
+    # Given: Dask would look for them, and compute for that, before it is asked to.
+    divisions = [1000 * number / partitions for number in range(partitions + 1)]
+    indexed = _frame(partitions, rows).set_index(
+        "id", divisions=divisions, shuffle_method="tasks", max_branch=partitions
     )
-    return moved.map_partitions(len)
+    return indexed.map_partitions(sums)
+
+
+def sums(frame: Any) -> Any:
+    """Of each column."""
+    return frame.sum()
+
+
+def bag(partitions: int, numbers: int) -> Any:
+    """The sum of some numbers, by a fold over a bag."""
+    import dask.bag as db
+
+    return db.range(numbers, partitions).map(increment).fold(operator.add)
 
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("tr1024", lambda: tree_reduction(1024), "tree reduction of 1,024 numbers"),
-        Workload("tr8192", lambda: tree_reduction(8192), "tree reduction of 8,192 numbers"),
-        Workload("chain1000", lambda: chain(1000), "1,000 tasks in a row"),
-        Workload("wide5000", lambda: wide_fan_in(5000), "5,000 no-ops into one sum"),
-        Workload("gemm", lambda: gemm(4000, 500), "product of two 4,000² matrices, summed"),
-        Workload("svd1", lambda: svd_tall(100_000, 200, 5000), "SVD of a 100,000 × 200 matrix"),
-        Workload("svd2", lambda: svd_compressed(4000, 1000), "approximate SVD of a 4,000² matrix"),
-        Workload("tsqr", lambda: tsqr(262_144, 128, 8192), "TSQR of a 262,144 × 128 matrix"),
-        Workload("qr", lambda: qr(100_000, 200, 5000), "R of a 100,000 × 200 matrix"),
-        Workload("cholesky", lambda: cholesky(4000, 1000), "Cholesky factor of a 4,000² matrix"),
-        Workload("svc", lambda: svc(40_000, 20), "an SVC's prediction for 40,000 samples"),
-        Workload("fan", lambda: fan(10, 100), "1 to 100 to 1, ten times"),
-        Workload("noop10k", lambda: independent(10_000), "10,000 independent no-ops"),
-        Workload("groupby", lambda: groupby(20, 50_000), "means of a million rows by group"),
-        Workload("shuffle", lambda: shuffle(16, 20_000), "320,000 rows, from 16 parts to 16"),
+        Workload(
+            "tr1024",
+            "the sum of numbers, pair by pair",
+            tree_reduction,
+            small={"leaves": 1024, SLEEP: 0.0},
+            paper={"leaves": 1024, SLEEP: 0.0},
+        ),
+        Workload(
+            "tr8192",
+            "the same of more numbers",
+            tree_reduction,
+            small={"leaves": 8192, SLEEP: 0.0},
+            paper={"leaves": 65_536, SLEEP: 0.0},
+        ),
+        Workload(
+            "chain1000",
+            "tasks in a row",
+            chain,
+            small={"length": 1000},
+            paper={"length": 10_000},
+        ),
+        Workload(
+            "noop10k",
+            "no-ops that have nothing to do with each other",
+            independent,
+            small={"count": 10_000},
+            paper={"count": 100_000},
+        ),
+        Workload(
+            "wide5000",
+            "no-ops into one sum",
+            wide_fan_in,
+            small={"width": 5000},
+            paper={"width": 20_000},
+        ),
+        Workload(
+            "fan",
+            "one to many to one, again and again",
+            fan,
+            small={"stages": 10, "width": 100},
+            paper={"stages": 10, "width": 1000},
+        ),
+        Workload(
+            "gemm",
+            "the product of two square matrices, summed",
+            gemm,
+            small={"size": 4000, "chunk": 500},
+            paper={"size": 10_000, "chunk": 1000},
+        ),
+        Workload(
+            "svd1",
+            "SVD of a tall-and-skinny matrix",
+            svd_tall,
+            small={"rows": 100_000, "columns": 200, "chunk": 5000},
+            paper={"rows": 200_000, "columns": 1000, "chunk": 10_000},
+        ),
+        Workload(
+            "svd2",
+            "approximate SVD of a square matrix",
+            svd_compressed,
+            small={"size": 4000, "chunk": 1000},
+            paper={"size": 10_000, "chunk": 2000},
+        ),
+        Workload(
+            "tsqr",
+            "both factors of a tall-and-skinny matrix",
+            tsqr,
+            small={"rows": 262_144, "columns": 128, "chunk": 8192},
+            paper={"rows": 262_144, "columns": 128, "chunk": 8192},
+        ),
+        Workload(
+            "qr",
+            "R of a tall matrix",
+            qr,
+            small={"rows": 100_000, "columns": 200, "chunk": 5000},
+            paper={"rows": 200_000, "columns": 1000, "chunk": 10_000},
+        ),
+        Workload(
+            "cholesky",
+            "Cholesky factor of a square matrix",
+            cholesky,
+            small={"size": 4000, "chunk": 1000},
+            paper={"size": 10_000, "chunk": 1000},
+        ),
+        Workload(
+            "svc",
+            "what a support vector classifier predicts",
+            svc,
+            small={"samples": 40_000, "chunks": 20},
+            paper={"samples": 800_000, "chunks": 20},
+        ),
+        Workload(
+            "groupby",
+            "means of a data frame's rows, by group",
+            groupby,
+            small={"partitions": 20, "rows": 50_000},
+            paper={"partitions": 100, "rows": 100_000},
+        ),
+        Workload(
+            "merge",
+            "two data frames, joined",
+            merge,
+            small={"partitions": 16, "rows": 20_000},
+            paper={"partitions": 32, "rows": 100_000},
+        ),
+        Workload(
+            "shuffle",
+            "a data frame, indexed anew",
+            shuffle,
+            small={"partitions": 16, "rows": 20_000},
+            paper={"partitions": 32, "rows": 100_000},
+        ),
+        Workload(
+            "bag",
+            "a fold over a bag of numbers",
+            bag,
+            small={"partitions": 100, "numbers": 1_000_000},
+            paper={"partitions": 1000, "numbers": 10_000_000},
+        ),
     )
 }

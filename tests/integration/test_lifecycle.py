@@ -195,6 +195,7 @@ def test_start_and_close_may_be_repeated() -> None:
     with cluster:
         assert cluster.start() is cluster
         assert cluster.stats().sandboxes == 1
+        assert cluster.requests() == ()
         assert "http://127.0.0.1:" in repr(cluster)
     cluster.close()
     with pytest.raises(ClusterError, match="is not running"):

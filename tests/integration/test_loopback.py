@@ -460,6 +460,24 @@ async def test_events_run_one_at_a_time_in_each_sandbox(valkey: Valkey, tmp_path
         assert "running=" in repr(running)
 
 
+async def test_when_a_sandbox_was_busy_with_what(valkey: Valkey, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    async with loopback(valkey) as running, sdk(running.url) as caller:
+        pool = running.pool
+        waiting = await caller.send({"do": "wait for", "path": str(go)})
+        await until(lambda: len(pool.served()) == 1)
+        (first,) = pool.served()
+        assert (first.sandbox, first.request_id, first.end) == (0, waiting, None)
+        exiting = await caller.send({"do": "exit", "code": 3})
+        go.touch()
+        await until(lambda: pool.counters.errors == 1)
+        first, second = pool.served()
+        assert (first.request_id, second.request_id) == (waiting, exiting)
+        assert first.end is not None
+        assert second.end is not None
+        assert first.begin <= first.end <= second.begin <= second.end
+
+
 async def test_a_client_that_hangs_up_disturbs_nobody(running: Loopback, caller: Caller) -> None:
     call = asyncio.create_task(caller.call({"do": "sleep", "seconds": 0.2}))
     await until(lambda: running.pool.counters.deliveries == 1)

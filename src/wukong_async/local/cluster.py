@@ -22,7 +22,7 @@ from wukong_async.invoker import LOOPBACK_KEY
 from wukong_async.local.endpoint import HOST, Loopback
 from wukong_async.local.faults import Faults
 from wukong_async.local.function import EventInvokeConfig, check_int, check_seconds
-from wukong_async.local.pool import Counters, FunctionConfiguration
+from wukong_async.local.pool import Counters, FunctionConfiguration, Served
 from wukong_async.local.valkey import Valkey
 from wukong_async.loops import LoopThread
 from wukong_async.proxy import ProxyServer
@@ -313,6 +313,10 @@ class LocalCluster:
     def log(self, request_id: str | None = None) -> str:
         """What a request has written, as CloudWatch would show it; of all requests by default."""
         return self._running()[0].pool.log(request_id)
+
+    def requests(self) -> tuple[Served, ...]:
+        """When each sandbox was busy with which request: the last 10,000 deliveries, in order."""
+        return self._running()[0].pool.served()
 
     def sandbox_pids(self) -> list[int]:
         """The sandboxes' processes."""

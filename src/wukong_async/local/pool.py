@@ -15,7 +15,7 @@ import random
 import signal
 import sys
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ ACCOUNT = "000000000000"
 MB = 1024 * 1024
 LOGS_KEPT = 1000
 """Requests whose log is remembered."""
+DELIVERIES_KEPT = 10_000
+"""Deliveries of which it is remembered when they were."""
 MEMORY_PAUSE = 0.1
 """Seconds between two looks at the memory of busy sandboxes."""
 INIT_TIMEOUT = 30.0
@@ -93,12 +95,23 @@ class Outcome:
     log: str
 
 
+@dataclass(slots=True)
+class Served:
+    """When a sandbox was busy with a request, delivered again or not. Times are monotonic."""
+
+    sandbox: int
+    request_id: str
+    begin: float
+    end: float | None = None
+    """None as long as it is busy with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A request in a sandbox. Times are of the monotonic clock."""
 
     request: Request
-    started: float
+    served: Served
     deadline: float
     timers: tuple[asyncio.TimerHandle, ...]
 
@@ -118,6 +131,7 @@ class Pool:
     _polls: dict[int, asyncio.Future[Delivery]] = field(default_factory=dict)
     _callers: dict[str, asyncio.Future[Outcome]] = field(default_factory=dict)
     _logs: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _served: deque[Served] = field(default_factory=lambda: deque(maxlen=DELIVERIES_KEPT))
     _ready: asyncio.Future[None] = field(init=False)
     _busy: asyncio.Event = field(default_factory=asyncio.Event)
     _due: asyncio.TimerHandle | None = None
@@ -313,6 +327,10 @@ class Pool:
         """A sandbox says why it cannot initialise; it ends by itself."""
         self.sandboxes[number].init_error = report
 
+    def served(self) -> tuple[Served, ...]:
+        """The last deliveries, in the order in which they began; for any thread."""
+        return tuple(map(dataclasses.replace, self._served.copy()))
+
     def _pump(self) -> None:
         """Give sandboxes the work that there is for them."""
         now = time.monotonic()
@@ -324,7 +342,9 @@ class Pool:
             timers = [loop.call_later(timeout, self._on_timeout, number)]
             if (after := self.injector.kill_after()) is not None:
                 timers.append(loop.call_later(after, self._on_kill, number))
-            delivery = Delivery(request, now, now + timeout, tuple(timers))
+            served = Served(number, request.request_id, now)
+            self._served.append(served)
+            delivery = Delivery(request, served, now + timeout, tuple(timers))
             self.deliveries[number] = delivery
             self.counters.deliveries += 1
             self.sandboxes[number].begin()
@@ -356,7 +376,8 @@ class Pool:
         request = delivery.request
         now = time.monotonic()
         sandbox.measure()
-        duration = (now - delivery.started) * 1000
+        delivery.served.end = now
+        duration = (now - delivery.served.begin) * 1000
         self.counters.billed_ms += math.ceil(duration)
         self.counters.errors += error
         rid = request.request_id
