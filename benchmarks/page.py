@@ -67,7 +67,7 @@ def page(document: Mapping[str, Any]) -> str:
             "<body>",
             "<main>",
             f"<h1>{escape(title)}</h1>",
-            f"<p>As <code>python -m benchmarks {escape(command)}</code> has measured it.</p>",
+            f"<p><code>python -m benchmarks {escape(command)}</code></p>",
             '<div class="about">',
             *(_list(name, document[name]) for name in ABOUT if document.get(name)),
             "</div>",

@@ -57,6 +57,8 @@ OTHERS = (
     "#999933",
 )
 GREY = "#bbbbbb"
+MORE = (*OTHERS, "#ee7733", "#777777", "#cccccc", "#222222")
+"""For what lies side by side in one order."""
 MARKERS = "osD^vPX<>"
 STAGES = {
     "graph_s": "make the graph",
@@ -69,6 +71,8 @@ WIDTH = 5.0
 """Inches of a panel."""
 WIDE = 20
 """Times from which on values are told on a logarithmic scale."""
+WHOLE = ("sum", "wall")
+"""Of a job, among the rows of its phases."""
 LANES = 40
 """So many can be told apart by their names."""
 STYLE: dict[Any, Any] = {
@@ -141,7 +145,7 @@ def svg(panels: Sequence[Panel], columns: int = 1) -> str:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Plots need matplotlib: pip install 'wukong-async[bench]'", name=error.name
+            "Plots need matplotlib: pip install '.[bench]'", name=error.name
         ) from error
     columns = min(columns, len(panels))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
@@ -240,8 +244,8 @@ def _draw_times(rows: Sequence[Row], axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_xlim(least / 2, most * (2 * most / least) ** 0.45)
     else:
-        axes.set_xlim(0, 1.5 * most or 1)
-    _of_seconds(axes.xaxis)
+        axes.set_xlim(0, 1.45 * most or 1)
+    _ticks(axes.xaxis, units.seconds)
 
 
 def _counts(rows: Iterable[Row]) -> Chart:
@@ -282,8 +286,6 @@ def _draw_counts(
     tell: Callable[[float], str],
     axes: Axes,
 ) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     for (backend, each), marker, i in zip(points.items(), cycle(MARKERS), count(), strict=False):
         # Side by side, so that equal ones are both seen.
         aside = 0.5 * ((i + 0.5) / len(points) - 0.5)
@@ -304,28 +306,31 @@ def _draw_counts(
     else:
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(-0.3, 2 * max(1, *values))
-    axes.xaxis.set_major_locator(LogLocator(numticks=7))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tell(x)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _ticks(axes.xaxis, tell)
     _legend(axes)
 
 
 def _timelines(timelines: Iterable[Row]) -> Chart:
     panels = []
-    for each in timelines:
-        lanes = [(plain(lane["lane"]), lane["spans"]) for lane in each["lanes"]]
-        if any(spans for _, spans in lanes):
+    for group in _grouped(timelines, "workload"):
+        colours = _colours(group)
+        for each in group:
+            lanes = [(plain(lane["lane"]), lane["spans"]) for lane in each["lanes"]]
+            if not any(spans for _, spans in lanes):
+                continue
             end = max(span[1] for _, spans in lanes for span in spans)
+            busy = ", ".join(
+                f"{name} {sum(stop - start for start, stop, _ in spans) / end:.0%}"
+                for name, spans in lanes[:LANES]
+            )
+            names = list(dict.fromkeys(name for name, _ in colours.values()))
+            legend = 0.19 * math.ceil(len(names) / _columns(names))
             panels.append(
                 Panel(
                     _short(f"{each['workload']} on {each['backend']}", 46),
-                    f"{units.seconds(end)}; busy: "
-                    + ", ".join(
-                        f"{name} {sum(stop - start for start, stop, _ in spans) / end:.0%}"
-                        for name, spans in lanes[:LANES]
-                    ),
-                    1.4 + 0.3 * min(len(lanes), LANES / 2),
-                    partial(_draw_timeline, lanes, end),
+                    f"{units.seconds(end)}; busy: {busy}",
+                    0.9 + 0.3 * min(len(lanes), LANES / 2) + legend,
+                    partial(_draw_timeline, lanes, end, colours),
                 )
             )
     return Chart(
@@ -333,20 +338,29 @@ def _timelines(timelines: Iterable[Row]) -> Chart:
     )
 
 
-def _draw_timeline(
-    lanes: Sequence[tuple[str, Sequence[tuple[float, float, str]]]], end: float, axes: Axes
-) -> None:
+def _colours(timelines: Iterable[Row]) -> dict[str, tuple[str, str]]:
+    """By what is done: how it is called, and its colour. What takes least shares grey."""
     took: dict[str, float] = defaultdict(float)
-    for _, spans in lanes:
-        for start, stop, label in spans:
-            took[label] += stop - start
-    colours = {
-        label: OTHERS[i] if i < len(OTHERS) - 1 or len(took) == len(OTHERS) else GREY
-        for i, (label, _) in enumerate(sorted(took.items(), key=lambda each: -each[1]))
-    }
-    for y, (_, spans) in enumerate(lanes):
-        for colour in dict.fromkeys(colours.values()):
-            mine = [(a, b) for a, b, label in spans if colours[label] == colour]
+    for each in timelines:
+        for lane in each["lanes"]:
+            for start, stop, label in lane["spans"]:
+                took[label] += stop - start
+    most = sorted(took, key=lambda label: -took[label])[: len(OTHERS)]
+    colours = iter(OTHERS)
+    named = {label: (_short(label, 20), next(colours)) for label in took if label in most}
+    return {**named, **dict.fromkeys(took.keys() - named, ("others", GREY))}
+
+
+def _draw_timeline(
+    lanes: Sequence[tuple[str, Sequence[tuple[float, float, str]]]],
+    end: float,
+    colours: Mapping[str, tuple[str, str]],
+    axes: Axes,
+) -> None:
+    for name, colour in dict.fromkeys(colours.values()):
+        axes.barh(0, 0, color=colour, label=name)  # For the legend.
+        for y, (_, spans) in enumerate(lanes):
+            mine = [(a, b) for a, b, label in spans if colours[label] == (name, colour)]
             axes.broken_barh(
                 [(a, b - a) for a, b in _joined(sorted(mine), end / 1000)],
                 (y - 0.4, 0.8),
@@ -362,12 +376,7 @@ def _draw_timeline(
     axes.set_ylim(len(lanes) - 0.5, -0.5)
     axes.set_xlim(0, end)
     axes.grid(visible=False, axis="y")
-    _of_seconds(axes.xaxis)
-    for label, colour in colours.items():
-        if colour != GREY:
-            axes.barh(0, 0, color=colour, label=_short(label, 20))
-    if GREY in colours.values():
-        axes.barh(0, 0, color=GREY, label="others")
+    _ticks(axes.xaxis, units.seconds)
     _legend(axes)
 
 
@@ -408,7 +417,9 @@ def _scaling(rows: Sequence[Row]) -> Chart:
             lines.setdefault("ideal", [(row[along], row["executors"]) for row in each])
         else:
             lines.setdefault("ideal", [(row[along], 1) for row in each])
-        panels.append(_lines(title + tasks, lines, along, partial(_of_scaling, measure)))
+        panels.append(
+            _lines(title + tasks, lines, along, _percent if measure is _efficiency else _times_as)
+        )
     return Chart(
         "scaling",
         "By executors",
@@ -429,20 +440,6 @@ def _speed_up(row: Row) -> float:
     return _efficiency(row) * float(row["executors"])
 
 
-def _of_scaling(measure: Callable[[Row], float], axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
-
-    if measure is _speed_up:
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(FuncFormatter(_times_text))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif measure is _efficiency:
-        axes.set_ylim(0, 1.06)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(_times_text))
-
-
 # --- plan ---
 
 
@@ -450,16 +447,20 @@ def _planning(rows: Iterable[Row]) -> Chart:
     known = [row for row in rows if row.get("tasks")]
     panels = []
     for field, title, tell in (
-        ("us_per_task", "Time per task", lambda value: units.seconds(value / 1e6)),
+        (
+            "us_per_task",
+            "Time to plan and upload, per task",
+            lambda value: units.seconds(value / 1e6),
+        ),
         ("bytes_per_task", "Bytes per task, in the store", units.size),
-        ("peak_over_graph", "Peak memory over that of the graph", _times_text),
+        ("peak_over_graph", "Peak memory over that of the graph", _times_as),
     ):
         lines: Lines = {}
         for row in known:
             if row.get(field) is not None:
                 lines.setdefault(plain(row["shape"]), []).append((row["tasks"], row[field]))
         if lines:
-            panels.append(_lines(title, lines, "tasks", partial(_of_planning, tell)))
+            panels.append(_lines(title, lines, "tasks", tell))
     for each in _grouped(known, "shape"):
         lines = {
             name: [(row["tasks"], row[field] / row["tasks"]) for row in each]
@@ -468,7 +469,7 @@ def _planning(rows: Iterable[Row]) -> Chart:
         }
         if lines:
             title = f"{_short(each[0]['shape'])}: time of each step per task"
-            panels.append(_lines(title, lines, "tasks", partial(_of_planning, units.seconds)))
+            panels.append(_lines(title, lines, "tasks", units.seconds))
     return Chart(
         "planning",
         "By the size of the graph",
@@ -477,31 +478,23 @@ def _planning(rows: Iterable[Row]) -> Chart:
     )
 
 
-def _of_planning(tell: Callable[[float], str], axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tell(y)))
-
-
-def _times_text(value: float, _: object = None) -> str:
-    return f"{units.digits(value)}×"
-
-
 # --- overhead ---
 
 
 def _phases(rows: Iterable[Row]) -> Chart:
-    known = [row for row in rows if row.get("us_per_task") is not None]
-    workloads = _grouped(known, "workload")
+    workloads = _grouped((row for row in rows if row.get("us_per_task") is not None), "workload")
     about = "; ".join(
         f"{_workload(each[0])}: "
-        + ", ".join(f"{plain(row['phase'])} {units.digits(row['us_per_task'])} µs" for row in each)
+        + ", ".join(
+            f"{plain(row['phase'])} {units.seconds(row['us_per_task'] / 1e6)}" for row in each
+        )
         for each in workloads
     )
-    phases = list(dict.fromkeys(row["phase"] for row in known))
+    phases = list(dict.fromkeys(row["phase"] for each in workloads for row in each))
+    phases = [phase for phase in phases if phase not in WHOLE]
     height = 1.2 + 0.42 * len(workloads) + 0.2 * math.ceil(len(phases) / 2)
     panel = Panel(
-        "Shares of the time per task; in the bars, µs",
+        "Shares of a task's time (in the bars: µs)",
         about,
         height,
         partial(_draw_phases, workloads, phases),
@@ -509,49 +502,48 @@ def _phases(rows: Iterable[Row]) -> Chart:
     return Chart(
         "phases",
         "Phases of a task",
-        "What is added to each task by the engine, from end to end.",
-        [panel] if known else [],
+        "Where the time of a job goes, spread evenly over its tasks.",
+        [panel] if phases else [],
     )
 
 
 def _draw_phases(workloads: Sequence[Sequence[Row]], phases: Sequence[str], axes: Axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    totals = [sum(row["us_per_task"] for row in rows) or 1 for rows in workloads]
+    times = [{row["phase"]: row["us_per_task"] for row in rows} for rows in workloads]
+    totals = [sum(each.get(phase, 0.0) for phase in phases) for each in times]
+    lefts = [0.0] * len(times)
     for i, phase in enumerate(phases):
-        colour = OTHERS[i % len(OTHERS)]
-        label = _short(phase, 26)
-        for y, (rows, total) in enumerate(zip(workloads, totals, strict=True)):
-            left = 0.0
-            for row in rows:
-                share = row["us_per_task"] / total
-                if row["phase"] == phase:
-                    axes.barh(
-                        y,
-                        share,
-                        0.7,
-                        left=left,
-                        color=colour,
-                        edgecolor="white",
-                        linewidth=0.6,
-                        hatch="///" if i >= len(OTHERS) else None,
-                        label=label,
-                    )
-                    label = "_"  # In the legend once.
-                    if share > 0.075:
-                        axes.text(
-                            left + share / 2,
-                            y,
-                            units.digits(row["us_per_task"]),
-                            ha="center",
-                            va="center",
-                            fontsize=8.5,
-                            color=_ink(colour),
-                        )
-                left += share
-    for y, total in enumerate(totals):
+        colour = MORE[i % len(MORE)]
+        shares = [
+            each.get(phase, 0.0) / (whole or 1) for each, whole in zip(times, totals, strict=True)
+        ]
+        axes.barh(
+            range(len(shares)),
+            shares,
+            0.7,
+            left=lefts,
+            color=colour,
+            edgecolor="white",
+            linewidth=0.6,
+            hatch="///" if i >= len(MORE) else None,
+            label=_short(phase, 26),
+        )
+        for y, share in enumerate(shares):
+            if share > 0.085:
+                axes.text(
+                    lefts[y] + share / 2,
+                    y,
+                    units.digits(times[y][phase]),
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color=_ink(colour),
+                )
+            lefts[y] += share
+    for y, (each, total) in enumerate(zip(times, totals, strict=True)):
         axes.annotate(
-            units.seconds(total / 1e6),
+            units.seconds(each.get("wall", total) / 1e6),
             (1, y),
             (5, 0),
             textcoords="offset points",
@@ -585,17 +577,17 @@ def _grouped(rows: Iterable[Row], *fields: str) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _lines(title: str, lines: Lines, along: str, finish: Callable[[Axes], None]) -> Panel:
+def _lines(title: str, lines: Lines, along: str, tell: Callable[[float], str]) -> Panel:
     about = "; ".join(
-        f"{name} {units.digits(min(points)[1])} at {units.digits(min(points)[0])} {along}"
-        f" and {units.digits(max(points)[1])} at {units.digits(max(points)[0])}"
+        f"{name} {tell(min(points)[1])} at {units.digits(min(points)[0])} {along}"
+        f" and {tell(max(points)[1])} at {units.digits(max(points)[0])}"
         for name, points in lines.items()
     )
-    return Panel(title, about, 3.6, partial(_draw_lines, lines, along, finish))
+    return Panel(title, about, 3.6, partial(_draw_lines, lines, along, tell))
 
 
-def _draw_lines(lines: Lines, along: str, finish: Callable[[Axes], None], axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+def _draw_lines(lines: Lines, along: str, tell: Callable[[float], str], axes: Axes) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     others = cycle(OTHERS)
     for (name, points), marker in zip(lines.items(), cycle(MARKERS), strict=False):
@@ -610,38 +602,51 @@ def _draw_lines(lines: Lines, along: str, finish: Callable[[Axes], None], axes: 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(xs[:: math.ceil(len(xs) / 7)]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_number))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: units.digits(x)))
     axes.set_xlabel(along)
     if min(ys) > 0 and max(ys) > WIDE * min(ys):
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, 1.1 * max(ys) or 1)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-    finish(axes)
+    _ticks(axes.yaxis, tell)
     _legend(axes)
 
 
-def _number(value: float, _: object = None) -> str:
-    return units.digits(value)
+def _times_as(value: float) -> str:
+    return f"{units.digits(value)}×"
 
 
-def _of_seconds(axis: Axis) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
 
-    if axis.get_scale() == "linear":
-        axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: units.seconds(x)))
+
+def _ticks(axis: Axis, tell: Callable[[float], str]) -> None:
+    """A few of them, on whatever scale."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    match axis.get_scale():
+        case "linear":
+            axis.set_major_locator(MaxNLocator(5))
+        case "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tell(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """In how many a legend with these labels fits into a panel."""
+    longest = max(map(len, labels))
+    return 4 if longest < 11 else 3 if longest < 16 else 2
 
 
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 4 if max(map(len, labels)) < 11 else 3 if max(map(len, labels)) < 16 else 2
     axes.figure.legend(
         handles,
         labels,
         loc="outside lower left",
-        ncols=columns,
+        ncols=_columns(labels),
         handlelength=1.6,
         columnspacing=1.2,
     )
