@@ -530,11 +530,12 @@ def _draw_phases(workloads: Sequence[Sequence[Row]], phases: Sequence[str], axes
             label=_short(phase, 26),
         )
         for y, share in enumerate(shares):
-            if share > 0.085:
+            text = units.digits(times[y].get(phase, 0.0))
+            if share > 0.012 + 0.0225 * len(text):  # It fits.
                 axes.text(
                     lefts[y] + share / 2,
                     y,
-                    units.digits(times[y][phase]),
+                    text,
                     ha="center",
                     va="center",
                     fontsize=8.5,
@@ -600,6 +601,7 @@ def _draw_lines(lines: Lines, along: str, tell: Callable[[float], str], axes: Ax
     xs = sorted({x for points in lines.values() for x, _ in points})
     ys = [y for points in lines.values() for _, y in points]
     axes.set_xscale("log")
+    axes.set_xlim(xs[0] / 1.4, xs[-1] * 1.4)
     axes.xaxis.set_major_locator(FixedLocator(xs[:: math.ceil(len(xs) / 7)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: units.digits(x)))
