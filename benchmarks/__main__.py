@@ -35,7 +35,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import copies, fanout, planning
+from benchmarks import copies, fanout, overhead, planning
 from benchmarks.backends import BACKENDS, WORKERS, Backend
 from benchmarks.counting import Counts, per_edge
 from benchmarks.workloads import WORKLOADS, Workload
@@ -311,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mover = commands.add_parser("copies", help="measure what it costs to move large values")
     mover.add_argument("--repeat", type=int, default=5, help="the best of so many runs counts")
     planning.add(commands)
+    overhead.add(commands)
     options = parser.parse_args(arguments)
     if hasattr(options, "call"):
         return int(options.call(options))
