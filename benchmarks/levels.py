@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import Any, Self
 
@@ -75,7 +75,7 @@ class Levels:
     def _pickled(self, tasks: graph.TaskGraph, key: graph.Key) -> bytes:
         literals = {
             name: tasks.literals[source]
-            for name, source in tasks.sources[key].items()
+            for name, source in tasks.sources(key).items()
             if source in tasks.literals
         }
         return bytes(cloudpickle.dumps((tasks.nodes[key], literals)))
@@ -85,7 +85,7 @@ class Levels:
     ) -> dict[graph.Key, Any]:
         return {
             name: made[source]
-            for name, source in tasks.sources[key].items()
+            for name, source in tasks.sources(key).items()
             if source not in tasks.literals
         }
 
@@ -98,7 +98,7 @@ def run_task(pickled: bytes, inputs: Mapping[graph.Key, Any], storage: Any) -> A
     return storage.put_cloudobject(cloudpickle.dumps(node(values)))
 
 
-def levels(dependencies: Mapping[graph.Key, tuple[graph.Key, ...]]) -> list[list[graph.Key]]:
+def levels(dependencies: Mapping[graph.Key, Sequence[graph.Key]]) -> list[list[graph.Key]]:
     """The keys of a graph, those of a level depending on earlier levels only."""
     sorter = TopologicalSorter(dependencies)
     sorter.prepare()
