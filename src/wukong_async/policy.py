@@ -143,10 +143,11 @@ class Estimate:
 
     def saw(self, seconds: float, size: float) -> None:
         """Another one has run."""
-        seconds = max(seconds, 0.0)
-        self.count = min(self.count + 1, LASTING)
-        self.seconds += (seconds - self.seconds) / self.count
-        self.size += (size - self.size) / self.count
+        count = self.count
+        if count < LASTING:
+            self.count = count = count + 1
+        self.seconds += ((seconds if seconds > 0 else 0.0) - self.seconds) / count
+        self.size += (size - self.size) / count
 
 
 def is_fit(name: str) -> bool:
@@ -402,6 +403,7 @@ class Policy:
 
     def ran(self, engine: Engine, tasks: Iterable[tuple[int, float, float]], now: float) -> None:
         """Tasks have run: (task, seconds, bytes of the output)."""
+        inline_limit, alone = self._inline_limit, self.alone
         for task, seconds, size in tasks:
             spec = engine.spec(task)
             assert spec is not None
@@ -411,9 +413,9 @@ class Policy:
                 self._met.pop(spec.name, None)
                 self._next_offer = 0.0  # Blindness ends here.
             estimate.saw(seconds, size)
-            if size > self._inline_limit:
+            if size > inline_limit:
                 self._sizes[task] = size
-            if not self.alone:
+            if not alone:
                 self._hold_back(engine, spec, now)
 
     def keeps(self, task: int) -> bool:

@@ -55,6 +55,8 @@ from wukong_async.errors import BucketError, SerializationError, StoreFull, Wuko
 from wukong_async.executor.memory import (
     GLANCE,
     MB,
+    SMALL,
+    SMALL_SIZE,
     Memory,
     PlanCache,
     Values,
@@ -292,6 +294,8 @@ class Incarnation:
         """When it rings."""
         self._invited: Sequence[Invited] = ()
         self._carried: dict[str, wire.Buffer] = {}
+        self._came: Sequence[int] = ()
+        """Blocks of the plan among those."""
         self._ahead: asyncio.Task[None] | None = None
         self._coming: dict[int, asyncio.Future[None]] = {}
         """Blocks that are being read."""
@@ -531,6 +535,7 @@ class Incarnation:
             self._meter.believe(costs)
         if hints is not None:
             self._carried.update(hints.carried(facts.secret))
+            self._came = [int(name[1:]) for name in self._carried if name.startswith("b")]
             heard, costs = recalled(hints.seen, LASTING)
             estimates |= heard
             if costs is not None:
@@ -653,8 +658,17 @@ class Incarnation:
         self._carried.update((block_name(i), f) for i, f in frames.items() if f is not None)
 
     async def _load(self, tasks: Sequence[int]) -> None:
-        for block in await self._blocks(tasks):
+        starts = self._facts.starts
+        wanted = {blocks.block_of(starts, task) for task in tasks}
+        along = [*self._along(), *self._following(wanted)]
+        # Those that are asked for come first.
+        for block in await self._blocks([*tasks, *(starts[i] for i in along if i not in wanted)]):
             self._engine.loaded(block.specs)
+
+    def _along(self) -> list[int]:
+        """Blocks that have come along with the event: all are read in one go."""
+        came, self._came = self._came, ()
+        return [i for i in came if self._cache.block(i) is None and i not in self._coming]
 
     async def _blocks(self, tasks: Iterable[int], *, anew: bool = False) -> list[Block]:
         """The blocks of these tasks; none if one of them cannot be had, which fails the job."""
@@ -690,25 +704,19 @@ class Incarnation:
             if not await self._decode_blocks(self._carried_blocks(rest), here):
                 return False
             rest = [index for index in rest if not here[index].done()]
-        frames = await self._frames([*rest, *self._following(rest)])
-        for index in frames.keys() - here.keys():
-            if (frame := frames.pop(index)) is not None:
-                self._carried[block_name(index)] = frame
-        return await self._decode_blocks(frames, here)
+        return await self._decode_blocks(await self._frames(rest), here)
 
-    def _following(self, indexes: Sequence[int]) -> Sequence[int]:
+    def _following(self, wanted: Collection[int]) -> list[int]:
         """Blocks to read along with these: the next ones of whoever reads one after the other."""
-        if not indexes or self._cache.block(indexes[0] - 1) is None:
-            return ()
-        following = range(indexes[-1] + 1, indexes[-1] + 1 + AHEAD_MOST)
-        starts = self._facts.starts
+        if not wanted or self._cache.block(min(wanted) - 1) is None:
+            return []
+        starts, last = self._facts.starts, max(wanted)
         return [
             index
-            for index in following
-            if index < len(starts)
-            and self._policy.keeps(starts[index])
+            for index in range(last + 1, min(last + 1 + AHEAD_MOST, len(starts)))
+            if self._policy.keeps(starts[index])
             and self._cache.block(index) is None
-            and block_name(index) not in self._carried
+            and index not in self._coming
         ]
 
     def _carried_blocks(self, indexes: Iterable[int]) -> dict[int, wire.Buffer | None]:
@@ -720,17 +728,18 @@ class Incarnation:
         frames: Mapping[int, wire.Buffer | None],
         here: Mapping[int, asyncio.Future[None]],
     ) -> bool:
-        for index, frame in frames.items():
-            if frame is None:
-                self._fail(failure.input_lost([]))
-                return False
-            try:
-                start, edge = self._facts.starts[index], self._facts.edges[index]
-                decode = partial(blocks.decode, frame, start, edge)
-                block = await self._in_reader(partial(_patiently, decode))
-            except blocks.Unreadable as error:
-                self._fail(await self._in_reader(partial(self._unreadable, "plan", error)))
-                return False
+        there = [(index, frame) for index, frame in frames.items() if frame is not None]
+        if len(there) < len(frames):
+            self._fail(failure.input_lost([]))
+            return False
+        if not there:
+            return True
+        try:
+            decoded = await self._in_reader(partial(_decode_blocks, there, self._facts))
+        except blocks.Unreadable as error:
+            self._fail(await self._in_reader(partial(self._unreadable, "plan", error)))
+            return False
+        for (index, _), block in zip(there, decoded, strict=True):
             self._cache.add_block(index, block)
             here[index].set_result(None)
         return True
@@ -1140,6 +1149,16 @@ def _patiently(unpickle: Callable[[], T]) -> T:
     return unpickle()
 
 
+def _decode_blocks(
+    frames: Sequence[tuple[int, wire.Buffer]], facts: PlanFacts
+) -> list[blocks.Block]:
+    """Blocks of the plan, given their indexes and frames."""
+    return [
+        _patiently(partial(blocks.decode, frame, facts.starts[index], facts.edges[index]))
+        for index, frame in frames
+    ]
+
+
 def _decode(frames: dict[int, wire.Buffer], stop: threading.Event) -> dict[int, tuple[int, Any]]:
     """Sizes and values. Takes the frames out one by one: both at once may be more than there is."""
     values = {}
@@ -1163,7 +1182,7 @@ def _run_steps(
 ) -> Failed | None:
     """Run tasks one after the other, until one fails or there is no more time for them."""
     programs, lock = cache.programs, progress.lock
-    clock, add = time.monotonic, values.add
+    clock = time.monotonic
     progress.began = started = clock()
     while progress.ran < len(progress.steps):  # Others may take back the rest.
         task, drops = progress.steps[progress.ran]
@@ -1173,8 +1192,11 @@ def _run_steps(
         dropped: list[Any] = []
         try:
             value = program.run(values)
-            add(task, value, program.sources)
-            size = size_of(value)
+            if type(value) in SMALL:  # As most are where each microsecond counts.
+                values[task], size = value, SMALL_SIZE
+            else:
+                values.add(task, value, program.sources)
+                size = size_of(value)
             del value
         except BaseException as error:  # sys.exit() in a task fails the task, not the sandbox.
             _let_go(error)

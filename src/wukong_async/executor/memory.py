@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ LITERAL_BYTES = 64 * MB
 PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None)))
 """Types of values that are not worth a look."""
 SMALL = frozenset((int, float, complex, bool, type(None)))
+SMALL_SIZE = 32
+"""Bytes that a value of these types is reckoned with."""
 CONTAINERS: Collection[tuple[type, Callable[[Any], Iterable[Any]]]] = (
     (list, list.__iter__),
     (tuple, tuple.__iter__),
@@ -102,7 +104,7 @@ def size_of(value: object) -> int:
     """About how many bytes a value has; 0 if it does not say."""
     kind = type(value)
     if kind in SMALL:
-        return 32
+        return SMALL_SIZE
     with suppress(Exception):  # What a user's type says of itself.
         size = value.nbytes if hasattr(value, "nbytes") else sizeof(value)
         return int(size)
@@ -186,10 +188,10 @@ class Values(dict[int, Any]):
 
     def drop(self, numbers: Sequence[int]) -> list[Any]:
         """Forget these, if they are here. What the caller lets go of: destructors take a while."""
-        dropped = [self.pop(number, None) for number in numbers]
-        if self._origins:
-            dropped += [self._origins.pop(number, None) for number in numbers]
-        return dropped
+        if not self._origins:
+            return list(map(self.pop, numbers, repeat(None)))
+        origins = [self._origins.pop(number, None) for number in numbers]
+        return [*(self.pop(number, None) for number in numbers), *origins]
 
     def used_up(self, sources: Iterable[int]) -> list[int]:
         """Those inputs that a task may have used up."""
