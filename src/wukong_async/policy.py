@@ -689,6 +689,9 @@ class Policy:
         self._queued = engine.queued
         start = self.costs.start
         pause = max(start, (len(queue) / 4 + scan - queue[0]) * SCAN_SECONDS / LOOK_SHARE)
+        if self._is_little(engine, queue, scan, now, running):
+            self._look_later(now, pause)
+            return [], False
         self._learning = stop == scan and engine.learn(range(queue[0], stop))
         if self._learning:
             return [], False
@@ -701,8 +704,7 @@ class Policy:
         # What is ready, and has not been read yet, will be shared as well, in groups as large.
         total = sum(own.values()) * (1 + engine.stalled / len(queue))
         most = SHARED * total / start - LEAST_SPARE
-        self._next_offer = now + pause * (1 + self._jitter / 2)
-        self.again = min(self.again, self._next_offer)
+        self._look_later(now, pause)
         if most < 1 or total < LEAST_WORK:
             return [], False
         if engine.free <= 0:
@@ -725,6 +727,33 @@ class Policy:
             # The price does not grow with the number: fewer groups are larger ones.
             count = count - 1 if count < FEW else count * 3 // 4
         return [], False
+
+    def _look_later(self, now: float, pause: float) -> None:
+        self._next_offer = now + pause * (1 + self._jitter / 2)
+        self.again = min(self.again, self._next_offer)
+
+    def _is_little(
+        self, engine: Engine, queue: Sequence[int], scan: int, now: float, running: Running | None
+    ) -> bool:
+        """Whether all that can follow the queue is not worth sharing, if each takes the longest.
+
+        That is seen at a glance, and a graph of trivial tasks takes less time than `_work`.
+        """
+        names = self._names(engine, queue)
+        if not names:
+            return False  # None of them has been read.
+        names |= self._met.keys() | self._waited.keys()
+        longest = max((estimate.seconds for estimate in self.estimates.values()), default=0.0)
+        if running is not None:
+            spec = engine.spec(running.task)
+            names |= {spec.name} if spec is not None else set()
+            longest = max(longest, 2 * (now - running.since))
+        if not names <= self.estimates.keys():
+            return False
+        most = (scan - queue[0] + len(queue)) * longest / engine.threads
+        specs = (engine.spec(task) for task in queue)
+        reading = sum(self._reading(engine, s) for s in specs if s is not None and s.inputs)
+        return (most + reading) * (1 + engine.stalled / len(queue)) < LEAST_WORK
 
     def _stays(self, engine: Engine, task: int, work: Mapping[int, float]) -> bool:
         """Whether a ready task is not worth what would have to move for it, if it is alone."""
