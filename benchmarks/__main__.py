@@ -6,6 +6,7 @@
     python -m benchmarks model              # the policy in simulated time, beside other rules
     python -m benchmarks fanout             # from which fan-out on the proxy pays
     python -m benchmarks copies                 # memory and speed of moving large values
+    python -m benchmarks scale                  # strong and weak scaling in a simulated cloud
 
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
 (A B A B …), so that a machine that changes its speed changes it for all: compare ratios, not
@@ -35,7 +36,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import copies, fanout
+from benchmarks import copies, fanout, scale
 from benchmarks.backends import BACKENDS, WORKERS, Backend
 from benchmarks.counting import Counts, per_edge
 from benchmarks.workloads import WORKLOADS, Workload
@@ -310,7 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     mover = commands.add_parser("copies", help="measure what it costs to move large values")
     mover.add_argument("--repeat", type=int, default=5, help="the best of so many runs counts")
+    scale.add(commands)
     options = parser.parse_args(arguments)
+    if options.command == "scale":
+        return int(options.call(options))
     if options.command == "copies":
         return copies.run(options.repeat)
     if options.command == "list":

@@ -31,9 +31,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
@@ -287,7 +286,9 @@ class Cloud:
         deadline = time.monotonic() + SETTLE_TIMEOUT
         while not (said := self._ask("GET", "/counters"))["quiet"]:
             if time.monotonic() > deadline:
-                raise ClusterError(f"Executors of a job that has ended go on for {SETTLE_TIMEOUT} s.")
+                raise ClusterError(
+                    f"Executors of a job that has ended go on for {SETTLE_TIMEOUT} s."
+                )
             time.sleep(0.01)
         sandboxes, store = (b - a for a, b in zip(self._cpu, self._cpu_now(), strict=True))
         return Used(said["invocations"], said["cold_starts"], said["billed"], sandboxes, store)
@@ -340,13 +341,17 @@ def _process(valkey: Valkey, *arguments: str) -> Iterator[str]:
             valkey.forget(process.pid)
 
 
-def stretch(dilation: float) -> None:
+@contextlib.contextmanager
+def stretched(dilation: float) -> Iterator[None]:
     """Have this process's engine take its seconds for seconds of the model."""
-    for module, name in STRETCHED:
-        setattr(module, name, _UNSTRETCHED[name] * dilation)
-
-
-_UNSTRETCHED: Mapping[str, float] = {name: getattr(module, name) for module, name in STRETCHED}
+    before = [getattr(module, name) for module, name in STRETCHED]
+    try:
+        for (module, name), seconds in zip(STRETCHED, before, strict=True):
+            setattr(module, name, seconds * dilation)
+        yield
+    finally:
+        for (module, name), seconds in zip(STRETCHED, before, strict=True):
+            setattr(module, name, seconds)
 
 
 # The endpoint -------------------------------------------------------------------------------------
@@ -500,7 +505,7 @@ class Distant(Connections):
         return await super().ask(shard, request)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Context:
     aws_request_id: str
     invoked_function_arn: str
@@ -543,8 +548,9 @@ class _Sandboxes:
                 worker.close()
         self._services.clear()
         await self._held.aclose()
+        self._held = contextlib.AsyncExitStack()
         gc.collect()
-        stretch(dilation)
+        self._held.enter_context(stretched(dilation))
         self.timeout = platform.timeout * dilation
         timeout = Settings.store_timeout * max(1.0, dilation)
         self.settings = Settings(
