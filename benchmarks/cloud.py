@@ -118,11 +118,13 @@ class Platform:
         idle; nothing but tasks takes any time.
         """
         each = min(self.executors, tasks)
-        ready = [self.start + max(0, i - self.burst) / self.refill for i in range(each)]
+        ready = [self.start + max(0, i + 1 - self.burst) / self.refill for i in range(each)]
+        last = self.start + path * seconds
         for _ in range(tasks):
-            end = heapq.heappop(ready) + seconds
-            heapq.heappush(ready, end)
-        return max(*ready, self.start + path * seconds) if each > 1 else ready[0]
+            end = ready[0] + seconds
+            heapq.heapreplace(ready, end)
+            last = max(last, end)
+        return last
 
 
 class Environments(Generic[E]):

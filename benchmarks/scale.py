@@ -65,7 +65,8 @@ COLUMNS = (
     *("curve", "engine", "executors", "tasks", "wall s", "ideal s", "efficiency", "invoked"),
     "billed s",
 )
-MEASURED = ("× slow", "CPU", "busy", "store")
+MORE = "  {:>6} {:>5} {:>5} {:>6}"
+MORE_COLUMNS = ("× slow", "CPU", "busy", "store")
 
 
 @dataclass(frozen=True)
@@ -273,21 +274,15 @@ def _measured(
 
 def show(row: Row) -> None:
     """A row of the table."""
-    measured = (
-        *(f"{row.dilation:g}", f"{row.cpu:.0%}", f"{row.busy:.0%}", f"{row.store:.0%}"),
-        *row.doubts,
+    said = LINE.format(
+        *(row.curve, row.engine, row.executors, row.tasks),
+        *(f"{row.wall_s:.2f}", f"{row.ideal_s:.2f}", f"{row.efficiency:.0%}"),
+        *(row.invocations, f"{row.billed_ms / 1000:.0f}"),
     )
-    print(
-        LINE.format(
-            *(row.curve, row.engine, row.executors, row.tasks),
-            *(f"{row.wall_s:.2f}", f"{row.ideal_s:.2f}", f"{row.efficiency:.0%}"),
-            *(row.invocations, f"{row.billed_ms / 1000:.0f}"),
-        ),
-        *((" {:>6} {:>5} {:>5} {:>6}  {}".format(*measured, *("",) * (5 - len(measured)))),)
-        if row.measured
-        else (),
-        flush=True,
-    )
+    if row.measured:
+        shares = (f"{share:.0%}" for share in (row.cpu, row.busy, row.store) if share is not None)
+        said += MORE.format(f"{row.dilation:g}", *shares) + "  ".join(["", *row.doubts])
+    print(said, flush=True)
 
 
 @dataclass(frozen=True)
@@ -384,7 +379,7 @@ def run(options: argparse.Namespace) -> int:
     platform = Platform(**chosen)
     tasks = {curve: getattr(options, f"{curve}_tasks") for curve in CURVES}
     print("\n".join(f"{name:<10} {value:g}" for name, value in chosen.items()))
-    print(LINE.format(*COLUMNS), " {:>6} {:>5} {:>5} {:>6}".format(*MEASURED))
+    print(LINE.format(*COLUMNS) + MORE.format(*MORE_COLUMNS))
     rows: list[Row] = []
     measured: dict[Point, list[Row]] = {}
     with Cloud() as cloud:
