@@ -9,7 +9,8 @@
 - map: 10,000 tasks of 1 s on 1,000 executors
 
 Each on executors that do not exist yet, in three ways: `wukong-first`, when nothing is known of the
-tasks; `wukong`, when an earlier job has left how long they take and what a start costs;
+tasks; `wukong`, when an earlier job has left how long they take and what a start costs (that of
+`wukong-first`, or a short one that is not told of);
 `one-per-task`, which is `leaf_batch=1, hold=0`, the way of the Wukong paper. All are compared with
 `ideal`: the earliest end on environments that were all asked for at once, come as the platform lets
 them, and do nothing but tasks; or the longest path, if that takes longer.
@@ -46,11 +47,12 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
     "one-per-task": {"leaf_batch": 1, "hold": 0},
 }
 """Settings of each. The second one knows what the first one has seen."""
-EXECUTORS_PER_DILATION = 100
-"""So many executors are no load for this machine: with more of them, time is dilated."""
-LEAST_DILATION = 0.05
-"""With few executors there is time to spare, and CPU may weigh more: that only makes them look
-worse."""
+REHEARSAL = 50
+"""Tasks of an earlier job, where `wukong-first` is not measured."""
+EASY, STEEPNESS, LEAST_DILATION = 150, 1.1, 0.05
+"""So many executors that begin at once are no load for this machine, and twice as many need a
+little more than twice as much time. With few there is time to spare, and CPU may weigh more: that
+only makes them look worse."""
 LONGEST = 60.0
 """Seconds that a run may take here, ideally; what would take longer is computed, not measured."""
 SAMPLE = 0.25
@@ -92,12 +94,12 @@ class Point:
         if self.path == 1:
             tasks = [("nap", i) for i in range(self.tasks)]
             return {key: Task(key, nap, pause) for key in tasks}, tasks
-        level: list[Any] = [("leaf", i) for i in range(self.leaves)]
+        level: list[Any] = [("nap", i) for i in range(self.leaves)]
         made = {key: Task(key, nap, pause) for key in level}
         depth = 0
         while len(level) > 1:
             depth += 1
-            above = [("add", depth, i) for i in range(len(level) // 2)]
+            above = [("nap", depth, i) for i in range(len(level) // 2)]
             for key, a, b in zip(above, level[::2], level[1::2], strict=True):
                 made[key] = Task(key, nap, pause, TaskRef(a), TaskRef(b))
             level = above
@@ -208,15 +210,23 @@ def measure(
 ) -> Iterator[Row]:
     """The ideal, and each engine."""
     platform = replace(platform, executors=point.executors)
-    dilation = dilation or max(LEAST_DILATION, point.executors / EXECUTORS_PER_DILATION)
+    dilation = dilation or dilation_for(min(point.executors, platform.burst))
     ideal = platform.ideal(point.tasks, point.seconds, point.path)
     yield _ideal(point, "ideal", ideal)
     if point.executors == 1 and ideal * dilation > LONGEST:
         yield from (_ideal(point, engine, ideal) for engine in engines)
         return
     cloud.forget(dilation)
+    if "wukong-first" not in engines:
+        earlier = replace(point, tasks=min(point.tasks, REHEARSAL), path=1)
+        _measured(cloud, earlier, platform, dilation, "wukong-first", ideal)
     for engine in engines:
         yield _measured(cloud, point, platform, dilation, engine, ideal)
+
+
+def dilation_for(executors: int) -> float:
+    """How much slower everything is by default, if as many begin at once."""
+    return max(LEAST_DILATION, (executors / EASY) ** STEEPNESS)
 
 
 def _ideal(point: Point, engine: str, ideal: float) -> Row:
@@ -332,7 +342,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--curve", type=_names(CURVES), default=("strong", "weak", "map"), help=",".join(CURVES)
     )
     parser.add_argument(
-        "--engine", type=_names(ENGINES), default=tuple(ENGINES), help=",".join(ENGINES)
+        "--engine",
+        type=_names(ENGINES),
+        default=("wukong", "one-per-task"),
+        help=",".join(ENGINES),
     )
     parser.add_argument(
         "--executors", type=_counts, default=EXECUTORS, help="comma-separated; default: up to 1000"
@@ -348,8 +361,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--dilation",
         type=_positive,
         metavar="D",
-        help="how much slower everything is than in the cloud;"
-        f" default: executors / {EXECUTORS_PER_DILATION}, at least {LEAST_DILATION}",
+        help="how much slower everything is than in the cloud; default: as much as it takes",
     )
     parser.add_argument("--task", type=_positive, default=1.0, help="seconds of each task; 1")
     tasks = {
