@@ -187,8 +187,13 @@ class Machine:
         self._thread.join()
 
     def _watch(self) -> None:
+        before = time.monotonic()
         while not self._stop.wait(SAMPLE):
+            now = time.monotonic()
+            # Where this thread was held up, so was everything else.
+            self.samples += [1.0] * int((now - before) / SAMPLE / 2)
             self.samples.append(psutil.cpu_percent() / 100)
+            before = now
 
     @property
     def cpu(self) -> float:
