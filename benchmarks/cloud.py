@@ -10,7 +10,8 @@ files, of which one machine has less than a thousand.
 
 **Time is dilated.** An executor takes milliseconds of CPU, and in the cloud it has a vCPU for that.
 So all that is modelled takes `dilation` times as long here, tasks included, and what is measured is
-divided by that: CPU weighs so much less. With less than 1 it weighs more.
+divided by that: CPU weighs so much less. With less than 1 it weighs more. (Only that of the client,
+which has a machine of its own here as there, weighs as much as ever: see scale.py.)
 """
 
 from __future__ import annotations

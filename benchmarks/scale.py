@@ -122,7 +122,7 @@ class Row:
     tasks: int
     task_s: float
     wall_s: float
-    """Until the results are in the client. Its CPU counts in full, whatever the dilation."""
+    """Until the results are in the client."""
     ideal_s: float
     efficiency: float
     """The ideal over the wall time."""
@@ -169,41 +169,57 @@ def points(
                     yield Point(curve, each, 2 * leaves - 1, seconds, leaves.bit_length())
 
 
-class Machine:
-    """How busy this machine is while the body runs."""
+class Watch:
+    """How busy this machine and this process, the client, are while the body runs."""
 
     def __init__(self) -> None:
-        self.samples: list[float] = []
+        self.shares: list[float] = []
+        """Of the machine, that were in use;"""
+        self.steps: list[tuple[float, float]] = []
+        """seconds that have passed, and of the client's CPU."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="wukong-watch-cpu", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="wukong-watch", daemon=True)
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Watch:
         psutil.cpu_percent()
+        self._before = time.perf_counter(), time.process_time()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._step()
 
     def _watch(self) -> None:
-        before = time.monotonic()
         while not self._stop.wait(SAMPLE):
-            now = time.monotonic()
+            self._step()
             # Where this thread was held up, so was everything else.
-            self.samples += [1.0] * int((now - before) / SAMPLE / 2)
-            self.samples.append(psutil.cpu_percent() / 100)
-            before = now
+            self.shares += [1.0] * int(self.steps[-1][0] / SAMPLE / 2)
+            self.shares.append(psutil.cpu_percent() / 100)
+
+    def _step(self) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.steps.append((now[0] - self._before[0], now[1] - self._before[1]))
+        self._before = now
+
+    def modelled(self, dilation: float) -> float:
+        """What has passed, in seconds of the model.
+
+        Nothing else of the cloud runs on the client's machine, so its CPU is not to weigh less:
+        where it had more to do than would fit into the time, that took as long.
+        """
+        return sum(max(passed / dilation, cpu) for passed, cpu in self.steps)
 
     @property
     def cpu(self) -> float:
         """The mean share that was in use."""
-        return sum(self.samples) / max(1, len(self.samples))
+        return sum(self.shares) / max(1, len(self.shares))
 
     @property
     def busy(self) -> float:
         """The share of the time in which nearly all was in use."""
-        return sum(each > BUSY for each in self.samples) / max(1, len(self.samples))
+        return sum(share > BUSY for share in self.shares) / max(1, len(self.shares))
 
 
 def measure(
@@ -267,22 +283,18 @@ def _measured(
         WukongClient(set_as_default=False, **settings, **ENGINES[engine]) as client,
     ):
         graph, keys = point.graph(dilation)
-        with Machine() as machine:
-            started, cpu = time.perf_counter(), time.process_time()
+        with Watch() as watch:
             found = client.get(graph, keys)
-            cpu = time.process_time() - cpu
-            passed = time.perf_counter() - started
         assert sum(found) == point.leaves
         used = cloud.used()
-    # The client has no thousands beside it: its CPU is not to weigh less than in the cloud.
-    wall = passed / dilation + cpu * max(0.0, 1 - 1 / dilation)
+    wall = watch.modelled(dilation)
     row = _row(point, engine, wall, ideal, used.invocations, round(used.billed * 1000))
     return replace(
         row,
         measured=True,
         dilation=dilation,
-        cpu=machine.cpu,
-        busy=machine.busy,
+        cpu=watch.cpu,
+        busy=watch.busy,
         store=used.store_cpu / wall,
     )
 
