@@ -47,7 +47,7 @@ ENGINES: Mapping[str, Mapping[str, Any]] = {
     "one-per-task": {"leaf_batch": 1, "hold": 0},
 }
 """Settings of each. The second one knows what the first one has seen."""
-REHEARSAL = 50
+REHEARSAL = 4
 """Tasks of an earlier job, where `wukong-first` is not measured."""
 EASY, STEEPNESS, LEAST_DILATION = 150, 1.1, 0.05
 """So many executors that begin at once are no load for this machine, and twice as many need a
