@@ -4,6 +4,7 @@ python -m benchmarks list                              # workloads and their siz
 python -m benchmarks run tr1024 --json FILE            # times and counts, beside others
 python -m benchmarks compare OLD.json NEW.json         # what has become better or worse
 python -m benchmarks plan                              # what planning costs as graphs grow
+python -m benchmarks scale                             # up to 10,000 executors, simulated
 python -m benchmarks overhead                          # what a task costs beyond itself
 python -m benchmarks chaos                             # what faults cost
 python -m benchmarks run --help                        # likewise for the others
@@ -22,10 +23,10 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Sequence
 
-from benchmarks import chaos, compare, copies, fanout, model, overhead, planning, running
+from benchmarks import chaos, compare, copies, fanout, model, overhead, planning, running, scale
 from benchmarks.arguments import UsageError
 
-COMMANDS = (running, compare, planning, overhead, chaos, fanout, copies, model)
+COMMANDS = (running, compare, planning, scale, overhead, chaos, fanout, copies, model)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
