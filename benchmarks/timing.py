@@ -236,10 +236,11 @@ class World:
             )
         )
         ends = [group[0] for group in groups[1:]] + [len(case.plan)]
+        alone = len(groups) == 1
+        room = None if alone else max(0, case.place.slots - len(groups)) // len(groups)
         for index, (group, until) in enumerate(zip(groups, ends, strict=True)):
             span = (0 if index == 0 else group[0], until)
-            alone = len(groups) == 1
-            self.invoke(str(index), index, group, span, self._estimates, alone=alone)
+            self.invoke(str(index), index, group, span, self._estimates, alone=alone, room=room)
         while self._events:
             self.now, _, event = heapq.heappop(self._events)
             event()

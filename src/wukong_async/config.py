@@ -85,7 +85,7 @@ class Settings:
         " executor's first ones, however few: they would have a client of AWS loaded.",
         least=0,
     )
-    invoke_concurrency: int = _setting(32, "Invoke calls in flight, and the size of their pool.")
+    invoke_concurrency: int = _setting(128, "Invoke calls in flight, and the size of their pool.")
     preload: bool = _setting(
         False,
         "A sandbox loads the AWS client when it starts, and not when it first invokes somebody,"

@@ -1100,7 +1100,8 @@ def _by_work(leaves: Sequence[int], seconds: Sequence[float], share: float) -> l
     before = [0.0, *accumulate(seconds)]
     groups: list[list[int]] = [[]]
     for leaf in leaves:
-        if groups[-1] and before[leaf] >= share * len(groups):
+        # By the middle of a leaf: its edge may be on the limit, and sums are not exact.
+        if groups[-1] and before[leaf] + seconds[leaf] / 2 >= share * len(groups):
             groups.append([])
         groups[-1].append(leaf)
     return groups

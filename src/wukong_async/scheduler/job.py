@@ -243,8 +243,10 @@ class Job:
         carried = dict(islice(upload.first.items(), mine))
         ahead["0"] = tuple(index for index in ahead["0"] if block_name(index) not in carried)
         alone = len(records) == 1
+        # Each of them sees all slots that are free, and may fill its part of them.
+        room = None if alone else max(0, settings.max_concurrency - len(records)) // len(records)
         hints = {
-            name: Hints(time.time(), first, until, alone=alone, blocks=ahead[name])
+            name: Hints(time.time(), first, until, alone=alone, blocks=ahead[name], room=room)
             for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
         }
         hints["0"] = hints["0"].carrying(carried, upload.secret)
