@@ -36,7 +36,7 @@ from wukong_async import WukongClient
 CURVES = ("strong", "weak", "map", "tree")
 EXECUTORS = (1, 10, 100, 1000)
 FULL = (*EXECUTORS, 10_000)
-STRONG_TASKS = 4000
+STRONG_TASKS = 10_000
 TREE_LEAVES = 1024
 WEAK_TASKS = 4
 """For each executor."""
