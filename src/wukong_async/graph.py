@@ -120,7 +120,7 @@ def ingest(
     ------
     MissingKeyError, MissingDependencyError, CycleError, GraphError
     """
-    graph = _unculled(graph)
+    graph = unculled(graph)
     mapping = materialise(graph)
     position = dict(zip(mapping, range(len(mapping)), strict=True))
     nodes: dict[Key, Node] = {}
@@ -202,7 +202,7 @@ def materialise(graph: object) -> Mapping[Key, Any]:
     return materialise(made)
 
 
-def _unculled(graph: object) -> object:
+def unculled(graph: object) -> object:
     """The layers of an expression that Dask would do no more to than cull: so does `ingest`.
 
     For delayed objects that is all, and takes Dask longer than everything else that is done here.

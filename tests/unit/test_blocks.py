@@ -10,7 +10,7 @@ import pytest
 from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, wire
-from wukong_async.blocks import Entry, Limits, PlanFacts
+from wukong_async.blocks import Call, Entry, Limits, PlanFacts
 from wukong_async.protocol import TaskSpec
 
 
@@ -152,6 +152,9 @@ def cut(tasks: list[Entry], most: int) -> Iterator[tuple[int, wire.Segments]]:
 class Loud:
     """Pickles, and says so when it comes back."""
 
+    def __call__(self) -> None:
+        """Could be called."""
+
     def __reduce__(self) -> Any:
         return _boom, ()
 
@@ -205,3 +208,73 @@ def test_limits_travel_with_their_task() -> None:
         *(Limits(), Limits(retries=2), Limits(timeout=1.5))
     ]
     assert [spec.limited for spec in block.specs] == [False, False, True]
+
+
+def call(function: Any, takes: str, constants: Any = (), sources: Any = (), **more: Any) -> Entry:
+    rest = {"consumers": (), "degrees": (), "requested": False, "limits": None, **more}
+    made = Call(("k", 1), "k", function, takes, constants)
+    return (made, (), sources, None, *rest.values())
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (call(add, "SS", (), (3, 4)), 11),
+        (call(add, "SS", (), (3, 3)), 10),
+        (call(pow, "SC", (2,), (3,)), 25),
+        (call(pow, "CS", (2,), (3,)), 32),
+        (call(pow, "CC", (2, 3)), 8),
+        (call(int, ""), 0),
+        (call(sum, "L", (), (3, 4, -1)), 21),
+    ],
+)
+def test_calls_survive(entry: Entry, value: int) -> None:
+    _, frame = blocks.encode([entry], 1000)
+    program = blocks.decode(wire.join(frame), 0, 0).programs[0]
+    assert program.key == ("k", 1)
+    assert program.run({3: 5, 4: 6, -1: 10}) == value
+
+
+def test_calls_are_the_same_tasks_as_nodes() -> None:
+    told = {"consumers": (8, 9), "degrees": (2, 1), "requested": True, "limits": (2, 1.5)}
+    tasks = [
+        call(add, "SS", (), (3, -1), **told),
+        call(add, "SS", (), (4, 4)),
+        call(sum, "L", (), (5, 3, -2, -2)),
+    ]
+    count, frame = blocks.encode(tasks, 10**6)
+    block = blocks.decode(wire.join(frame), first=7, edge=20)
+    assert count == 3
+    assert block.specs == [
+        TaskSpec(7, (3,), (8, 9), (2, 1), True, (-1,), 20, limited=True, name="k"),
+        TaskSpec(8, (4,), (), (), False, (), 22, name="k"),
+        TaskSpec(9, (5, 3), (), (), False, (-2,), 22, name="k"),
+    ]
+    assert block.programs[7].limits == Limits(2, 1.5)
+
+
+@pytest.mark.parametrize("most", [200, 2_000, 10**6])
+def test_calls_may_be_cut_and_be_among_nodes(most: int) -> None:
+    tasks = [call(add, "CC", (i, 1)) for i in range(50)] + entries(50, size=50)
+    made = list(cut(tasks, most))
+    values, start = [], 0
+    for count, frame in made:
+        block = blocks.decode(wire.join(frame), start, 0)
+        values += [block.programs[n].run({n - 50: b"x"}) for n in range(start, start + count)]
+        start += count
+    assert values == [*range(1, 51), *(b"x" + bytes([i]) * 50 for i in range(50))]
+
+
+def test_a_function_that_does_not_come_back_is_named_by_its_first_task() -> None:
+    tasks = [call(add, "CC", (1, 2)), call(Loud(), ""), call(Loud(), "")]
+    _, frame = blocks.encode(tasks, 10**6)
+    with pytest.raises(blocks.Unreadable) as caught:
+        blocks.decode(wire.join(frame), 100, 0)
+    assert caught.value.number == 101
+    assert isinstance(caught.value.__cause__, SystemExit)
+
+
+def test_a_function_that_does_not_pickle_is_named_by_its_first_task() -> None:
+    with pytest.raises(wire.ItemError, match="generator") as caught:
+        blocks.encode([call(add, "CC", (1, 2)), call((i for i in "a"), "")], 10**6)
+    assert caught.value.index == 1

@@ -329,3 +329,61 @@ def test_a_shuffle_over_a_disk_is_refused(fused: bool) -> None:
     frame = dd.from_pandas(pd.DataFrame({"a": range(4)}), npartitions=2)
     with pytest.raises(GraphError, match="shuffle_method='tasks'"):
         limits_of(frame.shuffle("a", shuffle_method="disk"))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_delayed_objects_are_not_optimised_before_they_are_culled(
+    monkeypatch: pytest.MonkeyPatch, *, several: bool
+) -> None:
+    """Dask would only cull them as well, which takes longer than planning."""
+    a = delayed(add)(1, 2)
+    wanted = (delayed(add)(a, 3), delayed(add)(a, 4))[: 1 + several]
+    given: list[Any] = []
+
+    def get(dsk: Any, keys: Any, **_: Any) -> Any:
+        given.append(graph.unculled(dsk))
+        return run(graph.ingest(dsk, graph.flat(keys)), keys)
+
+    monkeypatch.setattr(HighLevelGraph, "cull", None)
+    assert dask.compute(*wanted, scheduler=get) == (6, 7)[: 1 + several]
+    (layers,) = given
+    assert isinstance(layers, HighLevelGraph)
+
+
+def test_delayed_objects_are_fused_if_that_is_asked_for() -> None:
+    x = delayed(add)(delayed(add)(1, 2), 3)
+
+    def get(dsk: Any, keys: Any, **_: Any) -> Any:
+        found = graph.ingest(dsk, graph.flat(keys))
+        assert len(found.nodes) == 1
+        return run(found, keys)
+
+    with dask.config.set({"optimization.fuse.delayed": True}):
+        assert x.compute(scheduler=get) == 6
+        request = graph.request([x], optimize_graph=True)
+        assert request is not None
+        assert len(graph.ingest(request.graph, graph.flat(request.keys)).nodes) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "takes"),
+    [
+        (Task("k", add, TaskRef("x"), TaskRef("x")), "SS"),
+        (Task("k", add, TaskRef("x"), 1), "SC"),
+        (Task("k", add, "a", b"b"), "CC"),
+        (Task("k", sum, List(TaskRef("x"), TaskRef("x"))), "L"),
+        (Task("k", abs), ""),
+        (Task("k", sum, List(TaskRef("x"), 1)), None),
+        (Task("k", add, [1], 2), None),
+        (Task("k", add, "a" * 1000, 2), None),
+        (Task("k", add, 1, key=2), None),
+        (Task("k", add, Task("inner", abs, 1), 2), None),
+        (Task(("k", 1.5), add, 1, 2), None),
+        (Task(("k", 1), add, 1, 2), "CC"),
+    ],
+)
+def test_tasks_that_are_mere_calls(task: Any, takes: str | None) -> None:
+    dsk = {"x": Task("x", abs, -1), task.key: task}
+    found = graph.ingest(dsk, [task.key])
+    call = graph.call_of(found, task.key, {"x": 7}, {})
+    assert (call and call[1]) == takes

@@ -435,3 +435,13 @@ def test_with_hold_what_has_waited_is_offered() -> None:
     assert executor.shares(0.0) == []
     assert executor.policy.again == 1.0
     assert executor.shares(1.0) == [[f"map-{i:04}"] for i in range(1, 6)]
+
+
+def test_trivial_work_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = Executor(*independent(100))
+    executor.policy.estimates = {executor.specs[0].name: Estimate(5, 1e-4, 8.0)}
+    monkeypatch.setattr(Policy, "_work", None)
+    assert executor.policy.look(executor.engine, 0.0) is None
+    executor.policy.estimates = {executor.specs[0].name: Estimate(5, 1e-3, 8.0)}
+    with pytest.raises(TypeError):
+        executor.policy.look(executor.engine, 1000.0)
