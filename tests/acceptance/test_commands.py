@@ -142,7 +142,8 @@ def test_the_benchmark_counts_what_the_design_promises(tmp_path: Path) -> None:
         assert row["commits"] <= 4
         assert row["store_commands"] <= 40
         assert 50_000 < row["store_bytes_in"] < 400_000
-        assert 50_000 < row["store_bytes_out"] < 400_000
+        # The plan goes along with the event, and is not read.
+        assert 1_000 < row["store_bytes_out"] < 50_000
 
 
 def test_the_benchmark_of_fan_outs(tmp_path: Path) -> None:

@@ -189,9 +189,9 @@ class Job:
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
             seen[""] = remembered({}, NEARBY)[""]
         upload.seen = seen
-        manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
         clock = asyncio.get_running_loop().time
         due = clock() + ttl / 3
+        manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
         while batch:
             if clock() > due:
                 await self._store.extend(ttl)
