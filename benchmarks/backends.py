@@ -29,8 +29,9 @@ class Backend:
     name: str
     entries: dict[str, Callable[[Any], Any]]
     """How a user calls it: `get` is `x.compute(scheduler=…)`, `compute` is `client.compute(x)`."""
-    count: Callable[[str, Callable[[], Any]], Counts] | None = field(default=None)
-    """What a job takes, by the entry that it is called by and what makes its collection."""
+    count: Callable[[str, Callable[[], Any], int], Counts] | None = field(default=None)
+    """What a job takes, by the entry that it is called by, what makes its collection, and how often
+    it is counted."""
     trace: Callable[[Any], list[Lane]] | None = field(default=None)
     """Compute a collection, and see who is busy when."""
 
@@ -60,8 +61,8 @@ def paper_wide() -> Iterator[Backend]:
 def _ours(name: str, **settings: object) -> Iterator[Backend]:
     start = partial(_started, **settings)
 
-    def count(entry: str, make: Callable[[], Any]) -> Counts:
-        return counted(start, lambda client: _entries(client)[entry](make()))
+    def count(entry: str, make: Callable[[], Any], times: int) -> Counts:
+        return counted(start, lambda client: _entries(client)[entry](make()), times)
 
     with start() as (cluster, client):
         yield Backend(name, _entries(client), count, partial(_traced, cluster, client))

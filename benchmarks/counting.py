@@ -67,11 +67,12 @@ class Counts:
 def counted(
     start: Callable[[], AbstractContextManager[tuple[LocalCluster, WukongClient]]],
     call: Callable[[WukongClient], Any],
+    times: int,
 ) -> Counts:
-    """Run a job in new clusters, and count: the medians."""
+    """Run a job in so many new clusters, `TIMES` at the most, and count: the medians."""
     due = time.monotonic() + ENOUGH
     found: list[Counts] = []
-    while not found or (len(found) < TIMES and time.monotonic() < due):
+    while not found or (len(found) < min(times, TIMES) and time.monotonic() < due):
         with start() as (cluster, client):
             for _ in range(WARM_UPS):
                 call(client)

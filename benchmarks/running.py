@@ -79,7 +79,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"of {', '.join(BACKENDS)}; default: {','.join(TIMED)}, or {','.join(COUNTED)} with"
         " --counts",
     )
-    runner.add_argument("--repeat", type=positive, default=5, help="timed runs of each")
+    runner.add_argument(
+        "--repeat",
+        type=positive,
+        default=5,
+        help="timed runs of each, and clusters that it is counted in (5 at most)",
+    )
     runner.add_argument(
         "--counts",
         action="store_true",
@@ -151,13 +156,11 @@ def run(options: argparse.Namespace) -> int:
         for each in chosen:
             print(f"\n{each}\n{ROW.format(*HEAD)}".rstrip(), flush=True)
             if options.counts:
-                rows += count(each, backends)
+                rows += count(each, backends, options.repeat)
             else:
                 rows += measure(each, backends, options.repeat)
                 timelines += trace(each, backends)
     settings = {"workers": WORKERS, "blas_threads": 1, "repeat": options.repeat}
-    if options.counts:
-        del settings["repeat"]
     write(options, document("run", settings, rows, timelines=timelines))
     return 0 if all(row["correct"] is not False for row in rows) else 1
 
@@ -199,7 +202,7 @@ def measure(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[
     for some in measured:
         base = next(m for m in measured if m.entry == some.entry)
         ratios = [b / a for a, b in zip(base.seconds, some.seconds, strict=True)]
-        counts = some.backend.count(some.entry, each.make) if some.backend.count else None
+        counts = some.backend.count(some.entry, each.make, repeat) if some.backend.count else None
         rows.append(
             {
                 **_row(each, some.backend.name, some.entry, some.correct, counts),
@@ -212,7 +215,7 @@ def measure(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[
     return rows
 
 
-def count(each: Sized, backends: Sequence[Backend]) -> list[dict[str, Any]]:
+def count(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[str, Any]]:
     """Check, then count, and what one write and one read for each edge of the graph would be."""
     expected = each.expected()
     rows = []
@@ -220,7 +223,7 @@ def count(each: Sized, backends: Sequence[Backend]) -> list[dict[str, Any]]:
         if backend.count is None:
             continue
         correct = same(backend.entries["compute"](each.make()), expected)
-        counts = backend.count("compute", each.make)
+        counts = backend.count("compute", each.make, repeat)
         rows.append(_row(each, backend.name, "compute", correct, counts))
         print(line(rows[-1]), flush=True)
     edges = per_edge(each.make())
