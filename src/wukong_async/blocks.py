@@ -13,8 +13,8 @@ go, and the functions that they call, pickled one by one::
 
     (key, name, function, takes, constants, sources, inputs, consumers, degrees, requested, limits)
 
-Nothing in a row is of a type that could fail to come back. Such tasks take a fourth of the bytes
-and of the time that Dask's nodes take, on both sides.
+Nothing in a row is of a type that could fail to come back. Such tasks take two thirds of the bytes
+that Dask's nodes take, half of the time to write them and a third of it to read them.
 """
 
 from __future__ import annotations
@@ -318,7 +318,6 @@ def _decode_calls(
     """
     specs, programs = block.specs, block.programs
     known: list[Any] = []
-    limits = NO_LIMITS
     for row in rows:
         (
             key,
@@ -336,7 +335,7 @@ def _decode_calls(
         if function == len(known):  # They come in the order in which they are needed.
             known.append(next(functions))
         limits = NO_LIMITS if given is None else Limits(*given)
-        literals = () if inputs is sources else _literals(sources, inputs)
+        literals = _literals(sources, inputs)
         limited = limits.timeout is not None
         spec = (number, inputs, consumers, degrees, requested, literals, edge, limited, name)
         specs.append(tuple.__new__(TaskSpec, spec))
