@@ -14,8 +14,9 @@ from __future__ import annotations
 import contextlib
 import operator
 import re
+import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -56,6 +57,8 @@ Key: TypeAlias = Hashable
 Node: TypeAlias = Any
 """A `dask._task_spec.GraphNode`: a callable over `{key: value}`. Opaque to all other rooms."""
 
+FoundCall: TypeAlias = tuple[Callable[..., Any], str, tuple[Any, ...], tuple[int, ...]]
+"""The function of a call, what it takes and the constants (see `blocks.Call`), and the sources."""
 NO_ANNOTATIONS: Mapping[str, object] = MappingProxyType({})
 MOST = 10**9
 """Retries, or seconds."""
@@ -276,54 +279,60 @@ def set_apart(node: Node, name_of: Callable[[str, object], Key | None]) -> Node:
     return Task(node.key, function, *args, **kwargs)
 
 
-def call_of(
-    graph: TaskGraph, key: Key, numbers: Mapping[Key, int], large: Mapping[Key, int]
-) -> tuple[Callable[..., Any], str, tuple[Any, ...], tuple[int, ...]] | None:
-    """A task as a mere call; None if it is more than that.
+def calls_of(
+    graph: TaskGraph, keys: Iterable[Key], numbers: Mapping[Key, int], large: Mapping[Key, int]
+) -> list[FoundCall | None]:
+    """Tasks as mere calls; None for what is more than that.
 
     Parameters
     ----------
     numbers, large
         Where the values of keys come from: the numbers of tasks, and of literals.
-
-    Returns
-    -------
-    tuple or None
-        The function, what it takes and the constants (see `blocks.Call`), and the sources.
     """
-    node = graph.nodes[key]
-    if type(node) is not Task or node.kwargs or not _is_plain(key):
-        return None
-    aliases = graph.aliases
-    sources: list[int] = []
-    constants: list[Any] = []
-    takes = ""
-    args = node.args
-    lists = len(args) == 1 and type(args[0]) is List
-    for arg in args[0].args if lists else args:
-        kind = type(arg)
-        if kind is TaskRef or kind is Alias:
-            source = arg.key if kind is TaskRef else arg.target
-            if aliases:
-                source = aliases.get(source, source)
-            number = numbers.get(source, large.get(source))
-            if number is not None:
-                sources.append(number)
-                takes += "S"
-                continue
-            constant = graph.literals[source]
+    nodes, aliases, literals = graph.nodes, graph.aliases, graph.literals
+    found: list[FoundCall | None] = []
+    for key in keys:
+        node = nodes[key]
+        if type(node) is not Task or node.kwargs or not (type(key) is str or _is_plain(key)):
+            found.append(None)
+            continue
+        sources: list[int] = []
+        constants: list[Any] = []
+        takes = ""
+        args = node.args
+        lists = len(args) == 1 and type(args[0]) is List
+        for arg in args[0].args if lists else args:
+            kind = type(arg)
+            if kind is TaskRef or kind is Alias:
+                source = arg.key if kind is TaskRef else arg.target
+                if aliases:
+                    source = aliases.get(source, source)
+                number = numbers.get(source)
+                if number is None:
+                    number = large.get(source)
+                if number is not None:
+                    sources.append(number)
+                    takes += "S"
+                    continue
+                constant = literals[source]
+            else:
+                constant = arg.value if kind is DataNode else arg
+            kind = type(constant)
+            if kind not in PLAIN and not (kind in TEXT and len(constant) <= SHORT):
+                break
+            constants.append(constant)
+            takes += "C"
         else:
-            constant = arg.value if kind is DataNode else arg
-        kind = type(constant)
-        if kind not in PLAIN and not (kind in TEXT and len(constant) <= SHORT):
-            return None
-        constants.append(constant)
-        takes += "C"
-    if lists:
-        if constants or not sources:
-            return None
-        takes = "L"
-    return node.func, takes, tuple(constants), tuple(sources)
+            if not lists:
+                # Each form of call once: pickle refers to what it knows by identity.
+                call = (node.func, sys.intern(takes), tuple(constants), tuple(sources))
+                found.append(call)
+                continue
+            if sources and not constants:
+                found.append((node.func, "L", (), tuple(sources)))
+                continue
+        found.append(None)
+    return found
 
 
 def _is_plain(key: Key) -> bool:

@@ -14,7 +14,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, TypeAlias, overload
+from operator import sub
+from typing import Any, TypeAlias, TypedDict, overload
 
 from wukong_async.errors import CycleError
 from wukong_async.protocol import TaskSpec
@@ -27,6 +28,19 @@ NUMBERS = "q"
 """The type code of arrays of tasks and edges."""
 SOME = 256
 """Tasks that are made at once."""
+
+
+class Columns(TypedDict):
+    """What a plan has of some consecutive tasks."""
+
+    inputs: list[int]
+    """How many distinct inputs each has,"""
+    counts: list[int]
+    """and how many consumers."""
+    consumers: list[int]
+    """Of all of them, one after the other;"""
+    degrees: list[int]
+    """and the in-degree of each consumer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,17 @@ class Specs(Sequence[TaskSpec]):
     def __iter__(self) -> Iterator[TaskSpec]:
         for first in range(0, len(self), SOME):
             yield from self[first : first + SOME]
+
+    def columns(self, first: int, last: int) -> Columns:
+        """What a block has of the tasks from `first` to before `last`."""
+        edges, degrees = self.first_edges[first : last + 1], self.degrees
+        consumers = self.consumers[edges[0] : edges[-1]].tolist()
+        return {
+            "inputs": degrees[first:last].tolist(),
+            "counts": list(map(sub, edges[1:], edges)),
+            "consumers": consumers,
+            "degrees": list(map(degrees.__getitem__, consumers)),
+        }
 
     def _made(self, numbers: Iterable[int]) -> list[TaskSpec]:
         inputs, firsts, degrees = self.inputs, self.first_inputs, self.degrees

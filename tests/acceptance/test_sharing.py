@@ -106,7 +106,9 @@ async def test_what_is_remembered_decides_how_many_begin(
     async with Connections(endpoints, 10) as connections:
         seen = {"meet_once": [4, 5.0, 50.0]}
         await JobStore(connections, "any").remember(seen)
-        assert await JobStore(connections, "other").recall(["meet_once", "unknown"]) == seen
+        other = JobStore(connections, "other")
+        assert await other.open(600, ["meet_once", "unknown"]) == seen
+        assert await other.finish()
         assert await client.compute(meeting(tmp_path, meet_once)) == ["a", "b"]
         assert client.history[-1].invocations == 2
         for key in await connections.command(0, "KEYS", "wukong:seen:*"):

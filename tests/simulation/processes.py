@@ -212,17 +212,20 @@ class SimulatedStore(JobStore):
     async def _ask(self, what: str, request: Callable[[], T]) -> T:
         return await self._process.ask(what, request)
 
-    async def open(self, ttl: float) -> None:
+    async def open(self, ttl: float, names: Sequence[str] = ()) -> dict[str, list[float]]:
         await self._ask("open", self._model.open)
-
-    async def recall(self, names: Sequence[str]) -> dict[str, list[float]]:
         return {}
 
     async def put(self, objects: Iterable[tuple[str, wire.Segments]], ttl: float) -> Status:
         joined = {name: wire.join(segments) for name, segments in objects}
         return await self._ask("put", lambda: self._model.put(joined))
 
-    async def create(self, job: NewJob) -> Status:
+    async def create(
+        self, job: NewJob, objects: Sequence[tuple[str, wire.Segments]] = ()
+    ) -> Status:
+        # Others may come between the two.
+        if objects and await self.put(objects, job.ttl) is not Status.OK:
+            return Status.GONE
         # A client starts as many executors as may run; here more of them may, later.
         roomy = replace(job, slots=self._process.world.slots)
         return await self._ask("create", lambda: self._model.create(roomy))
@@ -314,7 +317,9 @@ class SimulatedUpload(Upload):
 
     def batches(self) -> Iterator[list[tuple[str, wire.Segments]]]:
         self.values.clear()
+        last = next(reversed(self._literal_values), None)
         for number, value in self._literal_values.items():
+            self.is_serialised = number == last
             stored, parts = payload(
                 number, freeze(value, 0), writer="plan", inline_limit=0, part_size=12
             )

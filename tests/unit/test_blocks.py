@@ -10,7 +10,7 @@ import pytest
 from dask._task_spec import Task, TaskRef
 
 from wukong_async import blocks, wire
-from wukong_async.blocks import Call, Entry, Limits, PlanFacts
+from wukong_async.blocks import Call, Calls, Entry, Limits, PlanFacts
 from wukong_async.protocol import TaskSpec
 
 
@@ -216,6 +216,34 @@ def call(function: Any, takes: str, constants: Any = (), sources: Any = (), **mo
     return (made, (), sources, None, *rest.values())
 
 
+def columns(tasks: list[Entry]) -> Calls:
+    calls = [task[0] for task in tasks if isinstance(task[0], Call)]
+    sources = [task[2] for task in tasks]
+    return Calls(
+        keys=[call.key for call in calls],
+        names=[call.name for call in calls],
+        calls=[(c.function, c.takes, c.constants, s) for c, s in zip(calls, sources, strict=True)],
+        inputs=[len({s for s in each if s >= 0}) for each in sources],
+        counts=[len(task[4]) for task in tasks],
+        consumers=[consumer for task in tasks for consumer in task[4]],
+        degrees=[degree for task in tasks for degree in task[5]],
+        requested=[place for place, task in enumerate(tasks) if task[6]],
+        limits={place: task[7] for place, task in enumerate(tasks) if task[7]},
+    )
+
+
+def frame_of(tasks: list[Entry], *, by_columns: bool) -> bytes:
+    if by_columns:
+        return wire.join(blocks.encode_calls(columns(tasks)))
+    count, frame = blocks.encode(tasks, 10**6)
+    assert count == len(tasks)
+    return wire.join(frame)
+
+
+by_columns = pytest.mark.parametrize("by_columns", [True, False])
+
+
+@by_columns
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
@@ -228,23 +256,21 @@ def call(function: Any, takes: str, constants: Any = (), sources: Any = (), **mo
         (call(sum, "L", (), (3, 4, -1)), 21),
     ],
 )
-def test_calls_survive(entry: Entry, value: int) -> None:
-    _, frame = blocks.encode([entry], 1000)
-    program = blocks.decode(wire.join(frame), 0, 0).programs[0]
+def test_calls_survive(entry: Entry, value: int, by_columns: bool) -> None:
+    program = blocks.decode(frame_of([entry], by_columns=by_columns), 0, 0).programs[0]
     assert program.key == ("k", 1)
     assert program.run({3: 5, 4: 6, -1: 10}) == value
 
 
-def test_calls_are_the_same_tasks_as_nodes() -> None:
+@by_columns
+def test_calls_are_the_same_tasks_as_nodes(by_columns: bool) -> None:
     told = {"consumers": (8, 9), "degrees": (2, 1), "requested": True, "limits": (2, 1.5)}
     tasks = [
         call(add, "SS", (), (3, -1), **told),
         call(add, "SS", (), (4, 4)),
         call(sum, "L", (), (5, 3, -2, -2)),
     ]
-    count, frame = blocks.encode(tasks, 10**6)
-    block = blocks.decode(wire.join(frame), first=7, edge=20)
-    assert count == 3
+    block = blocks.decode(frame_of(tasks, by_columns=by_columns), first=7, edge=20)
     assert block.specs == [
         TaskSpec(7, (3,), (8, 9), (2, 1), True, (-1,), 20, limited=True, name="k"),
         TaskSpec(8, (4,), (), (), False, (), 22, name="k"),
@@ -265,16 +291,36 @@ def test_calls_may_be_cut_and_be_among_nodes(most: int) -> None:
     assert values == [*range(1, 51), *(b"x" + bytes([i]) * 50 for i in range(50))]
 
 
-def test_a_function_that_does_not_come_back_is_named_by_its_first_task() -> None:
+def test_calls_with_distinct_inputs_are_read_as_they_are() -> None:
+    tasks = [
+        call(add, "SS", (), (3, 4), consumers=(9,), degrees=(1,)),
+        call(abs, "C", (1,), consumers=(8, 9), degrees=(2, 2)),
+        call(sum, "L", (), (5, 6), requested=True),
+    ]
+    block = blocks.decode(frame_of(tasks, by_columns=True), first=7, edge=20)
+    assert block.specs == [
+        TaskSpec(7, (3, 4), (9,), (1,), False, (), 20, name="k"),
+        TaskSpec(8, (), (8, 9), (2, 2), False, (), 21, name="k"),
+        TaskSpec(9, (5, 6), (), (), True, (), 23, name="k"),
+    ]
+    assert [program.run({5: 1, 6: 2, 3: 5, 4: 6}) for program in block.programs.values()] == [
+        *(11, 1, 3)
+    ]
+
+
+@by_columns
+def test_a_function_that_does_not_come_back_is_named_by_its_first_task(by_columns: bool) -> None:
     tasks = [call(add, "CC", (1, 2)), call(Loud(), ""), call(Loud(), "")]
-    _, frame = blocks.encode(tasks, 10**6)
+    frame = frame_of(tasks, by_columns=by_columns)
     with pytest.raises(blocks.Unreadable) as caught:
-        blocks.decode(wire.join(frame), 100, 0)
+        blocks.decode(frame, 100, 0)
     assert caught.value.number == 101
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
-def test_a_function_that_does_not_pickle_is_named_by_its_first_task() -> None:
+@by_columns
+def test_a_function_that_does_not_pickle_is_named_by_its_first_task(by_columns: bool) -> None:
+    tasks = [call(add, "CC", (1, 2)), call((i for i in "a"), "")]
     with pytest.raises(wire.ItemError, match="generator") as caught:
-        blocks.encode([call(add, "CC", (1, 2)), call((i for i in "a"), "")], 10**6)
+        frame_of(tasks, by_columns=by_columns)
     assert caught.value.index == 1

@@ -385,5 +385,5 @@ def test_delayed_objects_are_fused_if_that_is_asked_for() -> None:
 def test_tasks_that_are_mere_calls(task: Any, takes: str | None) -> None:
     dsk = {"x": Task("x", abs, -1), task.key: task}
     found = graph.ingest(dsk, [task.key])
-    call = graph.call_of(found, task.key, {"x": 7}, {})
+    (call,) = graph.calls_of(found, [task.key], {"x": 7}, {})
     assert (call and call[1]) == takes

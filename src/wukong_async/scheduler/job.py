@@ -122,11 +122,11 @@ class Job:
         """From upload to clean-up: the results by number, and how it ended."""
         with self._shared.announcements.expect(self.job_id) as changed:
             async with self._cleaned_up():
-                manifest = await self._upload(upload, keys)
+                manifest, rest = await self._upload(upload, keys)
                 pause = min(self._settings.lease, self._settings.grace) / 2
                 async with contextlib.aclosing(self._watcher) as watcher:
                     try:
-                        await self._start(upload, manifest)
+                        await self._start(upload, manifest, rest)
                         outcome = await watcher.wait(changed, pause, self._settings.job_timeout)
                     finally:
                         self.invocations += watcher.invocations
@@ -179,12 +179,11 @@ class Job:
 
     # Start ------------------------------------------------------------------------------------
 
-    async def _upload(self, upload: Upload, keys: Any) -> bytes:
-        """Everything that is there before the job is; its manifest."""
+    async def _upload(self, upload: Upload, keys: Any) -> tuple[bytes, Batch]:
+        """What is there before the job is; its manifest, and what has to be put yet."""
         ttl = self._settings.ttl
         self._store.bucket = upload.bucket
-        await self._store.open(ttl)
-        found = await self._store.recall(["", *upload.names()])
+        found = await self._store.open(ttl, ["", *upload.names()])
         seen = {name: figures for name, figures in found.items() if is_sound(name, figures)}
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
             seen[""] = remembered({}, NEARBY)[""]
@@ -192,7 +191,7 @@ class Job:
         clock = asyncio.get_running_loop().time
         due = clock() + ttl / 3
         manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
-        while batch:
+        while batch and not upload.is_serialised:
             if clock() > due:
                 await self._store.extend(ttl)
                 due = clock() + ttl / 3
@@ -206,9 +205,9 @@ class Job:
                 # The thread may still be at it, and whoever comes next begins anew.
                 await asyncio.wait([following])
                 following.cancelled() or following.exception()
-        return manifest
+        return manifest, batch or []
 
-    async def _start(self, upload: Upload, manifest: bytes) -> None:
+    async def _start(self, upload: Upload, manifest: bytes, rest: Batch) -> None:
         settings = self._settings
         groups = upload.groups()
         records = [(str(index), leaves) for index, leaves in enumerate(groups)]
@@ -231,7 +230,8 @@ class Job:
                 result_ttl=settings.result_ttl,
                 manifest=manifest,
                 versions=json.dumps(dict(versions())).encode(),
-            )
+            ),
+            rest,
         )
         if status is not Status.OK:
             raise self._lost_early()

@@ -11,6 +11,7 @@ is too large for one, and read by executors when it is a task's turn, as its inp
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,15 +20,15 @@ from types import MethodType
 from typing import Any
 
 from wukong_async import blocks, graph, plan, wire
-from wukong_async.blocks import Call, Entry, PlanFacts, name_of
+from wukong_async.blocks import Call, Calls, Entry, Limits, PlanFacts, name_of
 from wukong_async.collector import collector_paused
 from wukong_async.compression import LZ4, NONE, Compression, mode_for
 from wukong_async.config import Settings
 from wukong_async.errors import GraphError, SerializationError
-from wukong_async.graph import NO_ANNOTATIONS, TaskGraph
+from wukong_async.graph import NO_ANNOTATIONS, FoundCall, TaskGraph
 from wukong_async.invocation import MOST_CARRIED
 from wukong_async.invoker import region_of
-from wukong_async.plan import Plan
+from wukong_async.plan import Plan, Specs
 from wukong_async.policy import MOST_NAMES, Costs, first_groups, is_fit, recalled
 from wukong_async.protocol import TaskSpec
 from wukong_async.store import MANIFEST, Bucket, block_name, payload
@@ -56,6 +57,10 @@ class Upload:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
     first: dict[str, bytes] = field(default_factory=dict)
     """The first blocks by name, as many as may go along with the first event."""
+    is_serialised: bool = False
+    """Whether what `batches` has given last is the last one."""
+    _room: int = MOST_CARRIED
+    """Bytes that may still come to those."""
     _large: dict[Hashable, int] = field(default_factory=dict)
     """Key of a literal that is an object of its own → its number."""
     _apart: dict[Hashable, tuple[object, int]] = field(default_factory=dict)
@@ -193,6 +198,8 @@ class Upload:
         for made in (self.starts, self.edges, self.values, self._large, self._apart, self._labels):
             made.clear()
         self.first.clear()
+        self.is_serialised = False
+        self._room = MOST_CARRIED
         batch: list[tuple[str, wire.Segments]] = []
         waiting = 0
         for name, segments in chain(self._literals(), self._blocks()):
@@ -201,6 +208,7 @@ class Upload:
             if waiting > BATCH_BYTES:
                 yield batch
                 batch, waiting = [], 0
+        self.is_serialised = True
         if batch:
             yield batch
 
@@ -269,9 +277,16 @@ class Upload:
 
     def _blocks(self) -> Iterator[tuple[str, wire.Segments]]:
         total, most = len(self.plan), self.settings.block_tasks
-        room = MOST_CARRIED
         for first in range(0, total, most):
-            entries = list(map(self._entry, self.plan.specs[first : first + most]))
+            keys = self.plan.keys[first : first + most]
+            found = graph.calls_of(self.graph, keys, self.plan.numbers, self._large)
+            calls = [call for call in found if call is not None]
+            if len(calls) == len(keys):
+                frame = self._encode_calls(first, keys, calls)
+                if wire.size(frame) <= self.settings.block_size:
+                    yield self._block(first, frame)
+                    continue
+            entries = list(map(self._entry, self.plan.specs[first : first + most], found))
             count, frame = self._encode(first, entries)
             if count < len(entries) or wire.size(frame) > self.settings.block_size:
                 lighter, objects = self._lighten(first, entries)
@@ -281,26 +296,57 @@ class Upload:
                     count, frame = self._encode(first, entries)
             start = first
             while True:
-                self._check(start, frame)
-                name = block_name(len(self.starts))
-                room -= wire.size(frame)
-                if room >= 0:
-                    self.first[name] = wire.join(frame)
-                yield name, frame
-                self.starts.append(start)
-                self.edges.append(self.plan.specs[start].first_edge)
+                yield self._block(start, frame)
                 start += count
                 if start == first + len(entries):
                     break
                 count, frame = self._encode(start, entries[start - first :])
 
-    def _entry(self, spec: TaskSpec) -> Entry:
-        key = self.plan.keys[spec.number]
-        found = graph.call_of(self.graph, key, self.plan.numbers, self._large)
+    def _block(self, start: int, frame: wire.Segments) -> tuple[str, wire.Segments]:
+        """The object of a block that begins with this task."""
+        if wire.size(frame) > MOST_BLOCK:
+            raise GraphError(
+                f"Task {self.name(start)} carries {wire.size(frame) / 1e6:.0f} MB of"
+                " arguments that are small one by one, more than the store takes in one piece."
+                " Put them into a list or an array."
+            )
+        name = block_name(len(self.starts))
+        self._room -= wire.size(frame)
+        if self._room >= 0:
+            self.first[name] = wire.join(frame)
+        self.starts.append(start)
+        self.edges.append(self.plan.specs[start].first_edge)
+        return name, frame
+
+    def _encode_calls(
+        self, first: int, keys: Sequence[Hashable], calls: Sequence[FoundCall]
+    ) -> wire.Segments:
+        """A block of these tasks."""
+        limits, requested, specs = self.graph.limits, self.plan.requested, self.plan.specs
+        assert isinstance(specs, Specs)
+        last = first + len(keys)
+        wanted = requested[bisect_left(requested, first) : bisect_left(requested, last)]
+        limited = enumerate(keys) if limits else ()
+        tasks = Calls(
+            keys,
+            self._names[first:last],
+            calls,
+            **specs.columns(first, last),
+            requested=[number - first for number in wanted],
+            limits={n: _told(limits[key]) for n, key in limited if key in limits},
+        )
+        try:
+            return blocks.encode_calls(tasks)
+        except wire.ItemError as error:
+            raise self._blame(first + error.index, error) from error
+
+    def _entry(self, spec: TaskSpec, found: FoundCall | None) -> Entry:
         if found is None:
             return self._node_entry(spec)
         function, takes, constants, sources = found
-        call = Call(key, self._names[spec.number], function, takes, constants)
+        call = Call(
+            self.plan.keys[spec.number], self._names[spec.number], function, takes, constants
+        )
         return (call, (), sources, None, *self._rest(spec))
 
     def _node_entry(self, spec: TaskSpec) -> Entry:
@@ -325,7 +371,7 @@ class Upload:
         self, spec: TaskSpec
     ) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple[int, float | None] | None]:
         limits = self.graph.limits and self.graph.limits.get(self.plan.keys[spec.number])
-        told = (limits.retries, limits.timeout) if limits else None
+        told = _told(limits) if limits else None
         return (spec.consumers, spec.degrees, spec.requested, told)
 
     def _lighten(
@@ -390,14 +436,6 @@ class Upload:
         except wire.ItemError as error:
             raise self._blame(first + error.index, error) from error
 
-    def _check(self, task: int, frame: wire.Segments) -> None:
-        if wire.size(frame) > MOST_BLOCK:
-            raise GraphError(
-                f"Task {self.name(task)} carries {wire.size(frame) / 1e6:.0f} MB of"
-                " arguments that are small one by one, more than the store takes in one piece."
-                " Put them into a list or an array."
-            )
-
     def _blame(self, number: int, error: wire.ItemError) -> SerializationError:
         """What of a task does not pickle."""
         key = self.plan.keys[number]
@@ -411,6 +449,10 @@ class Upload:
             except SerializationError as found:
                 return found
         return SerializationError(f"Task {_shown(key)} cannot travel: {error.__cause__ or error}")
+
+
+def _told(limits: Limits) -> tuple[int, float | None]:
+    return limits.retries, limits.timeout
 
 
 def _is_small(part: object, limit: int) -> bool:

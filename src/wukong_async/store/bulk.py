@@ -116,13 +116,19 @@ async def write(
     values: Sequence[tuple[str, wire.Segments]],
     milliseconds: int,
     last: Sequence[Any],
-) -> Any:
+    then: Sequence[Any] = (),
+) -> list[Any]:
     """Set strings that are not there yet, and run one more command, in one transaction.
+
+    Parameters
+    ----------
+    then
+        One more command, that is run behind the transaction.
 
     Returns
     -------
-    Any
-        The answer to the last command.
+    list
+        The answer to the last command, and to `then`, if there is one.
     """
     pool: Any = client.connection_pool
     connection = await pool.get_connection()
@@ -130,7 +136,7 @@ async def write(
         packed: list[wire.Buffer] = connection.pack_command("MULTI")
         for key, segments in values:
             packed += _set_command(key, segments, milliseconds)
-        packed += connection.pack_commands([last, ("EXEC",)])
+        packed += connection.pack_commands([last, ("EXEC",), *([then] if then else ())])
         await connection.check_health()
         for some in _rounds(packed):
             # Another connection would take the rest of a command for the beginning of one.
@@ -138,12 +144,21 @@ async def write(
                 raise Disconnected("Connection closed while a command was sent.")
             await connection.send_packed_command(some, check_health=False)
         del packed
-        return await _transaction(connection, len(values) + 2)
+        try:
+            answers = [await _transaction(connection, len(values) + 2)]
+        except ResponseError:
+            if then:  # Or whoever uses the connection next would be given it.
+                with contextlib.suppress(ResponseError):
+                    await connection.read_response()
+            raise
+        if then:
+            answers.append(await connection.read_response())
     except asyncio.CancelledError:
         await connection.disconnect(nowait=True)
         raise
     finally:
         await pool.release(connection)
+    return answers
 
 
 def _rounds(packed: Sequence[wire.Buffer]) -> Iterator[list[wire.Buffer]]:

@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 from wukong_async import wire
 from wukong_async.compression import bandwidth
 from wukong_async.config import Settings
-from wukong_async.errors import StoreError
 from wukong_async.protocol import (
     Begun,
     JobState,
@@ -145,8 +144,20 @@ class JobStore:
 
     # Metadata ---------------------------------------------------------------------------------
 
-    async def create(self, job: NewJob) -> Status:
-        """Create the job with its first records. OK or GONE."""
+    async def create(
+        self, job: NewJob, objects: Sequence[tuple[str, wire.Segments]] = ()
+    ) -> Status:
+        """Create the job with its first records. OK or GONE.
+
+        Parameters
+        ----------
+        objects
+            What is to be put before, if it has not been yet: perhaps in the same round trip.
+
+        Raises
+        ------
+        BucketError
+        """
         body = [
             self.job_id,
             job.channel,
@@ -168,7 +179,15 @@ class JobStore:
             job.manifest,
             job.versions,
         ]
-        return Status((await self._call(scripts.CREATE, wire.pack(body))).decode())
+        packed = wire.pack(body)
+        if objects and self._fit_into_one_request(objects):
+            script = ("EVALSHA", scripts.CREATE.sha, len(self._metadata), *self._metadata)
+            # It says GONE where the objects cannot be put.
+            _, answer = await self._write(self._shard, objects, job.ttl, (*script, packed))
+            return Status(answer.decode())
+        if objects and await self.put(objects, job.ttl) is not Status.OK:
+            return Status.GONE
+        return Status((await self._call(scripts.CREATE, packed)).decode())
 
     async def begin(self, executor: str, nonce: str, request_id: str = "") -> Begun:
         """Take a record. OK, GONE or HELD."""
@@ -338,21 +357,6 @@ class JobStore:
             *(self._connections.call(s, scripts.EXTEND, self._index(), _ms(ttl)) for s in shards)
         )
 
-    async def recall(self, names: Sequence[str]) -> dict[str, Any]:
-        """What is remembered of tasks by name (see `remember`), perhaps by another version.
-
-        Empty where the server's user may not read it: it only saves time.
-        """
-        words = ("MGET", *(f"{SEEN}{name}" for name in names))
-        seen: dict[str, Any] = {}
-        with suppress(StoreError):
-            found = await self._connections.command(self._shard, *words)
-            for name, packed in zip(names, found, strict=True):
-                with suppress(ValueError, UnpackException):
-                    if packed is not None:
-                        seen[name] = wire.unpack(packed)
-        return seen
-
     async def remember(self, seen: Mapping[str, Sequence[float]]) -> None:
         """Keep for other jobs what tasks are like, by name. No key of the job.
 
@@ -367,11 +371,29 @@ class JobStore:
 
     # Objects ----------------------------------------------------------------------------------
 
-    async def open(self, ttl: float) -> None:
-        """Allow writes for this job, on every shard."""
+    async def open(self, ttl: float, names: Sequence[str] = ()) -> dict[str, Any]:
+        """Allow writes for this job, on every shard.
+
+        Parameters
+        ----------
+        names
+            Of tasks.
+
+        Returns
+        -------
+        dict
+            What is remembered of them (see `remember`), perhaps by another version. Empty where the
+            server's user may not read it: it only saves time.
+        """
         words = ("SET", self._key("open"), 1, "PX", _ms(ttl))
-        shards = range(len(self._connections))
-        await asyncio.gather(*(self._connections.command(s, *words) for s in shards))
+        others = set(range(len(self._connections))) - {self._shard}
+        recall = partial(_open_and_recall, words=words, names=names)
+        recalled, *_ = await asyncio.gather(
+            self._connections.ask(self._shard, recall),
+            *(self._connections.command(shard, *words) for shard in others),
+        )
+        seen: dict[str, Any] = recalled
+        return seen
 
     async def put(self, objects: Iterable[tuple[str, wire.Segments]], ttl: float) -> Status:
         """Write objects. OK or CLOSED; in the latter case the job is over.
@@ -504,6 +526,15 @@ class JobStore:
         # The braces are a Redis Cluster hash tag: all metadata of a job in one slot.
         return f"wukong:{{{self.job_id}}}:{name}"
 
+    def _fit_into_one_request(self, objects: Sequence[tuple[str, wire.Segments]]) -> bool:
+        """Whether objects can be put together with a change of the metadata."""
+        return (
+            len(self._connections) == 1
+            and len(objects) <= BATCH_OBJECTS
+            and sum(wire.size(segments) for _, segments in objects) <= BATCH_BYTES
+            and not any(is_elsewhere(name) for name, _ in objects)
+        )
+
     def _elsewhere(self, name: str) -> tuple[Bucket, str]:
         """Where an object is that is in a bucket."""
         url, _, name = name.rpartition("#")
@@ -579,14 +610,43 @@ class JobStore:
     async def _put_batch(
         self, shard: int, batch: Sequence[tuple[str, wire.Segments]], ttl: float
     ) -> Status:
+        (answer,) = await self._write(shard, batch, ttl)
+        return Status(answer.decode())
+
+    async def _write(
+        self,
+        shard: int,
+        batch: Sequence[tuple[str, wire.Segments]],
+        ttl: float,
+        then: Sequence[Any] = (),
+    ) -> list[bytes]:
+        """Put objects: the answer to that, and to one more command, if there is one."""
         values = [(self._key(name), segments) for name, segments in batch]
         keys = [*self._index(), *(key for key, _ in values)]
         # By its text: of a server that was restarted, a transaction would have had all effects but
         # this one, and nobody would know of the objects.
         confirm = ("EVAL", scripts.CONFIRM.source, len(keys), *keys, _ms(ttl))
-        request = partial(bulk.write, values=values, milliseconds=_ms(ttl), last=confirm)
-        answer: bytes = await self._connections.ask(shard, request)
-        return Status(answer.decode())
+        request = partial(bulk.write, values=values, milliseconds=_ms(ttl), last=confirm, then=then)
+        return await self._connections.ask(shard, request)
+
+
+async def _open_and_recall(
+    client: Redis, words: Sequence[Any], names: Sequence[str]
+) -> dict[str, Any]:
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.execute_command(*words)
+        if names:
+            pipe.mget([f"{SEEN}{name}" for name in names])
+        opened, *rest = await pipe.execute(raise_on_error=False)
+    if isinstance(opened, Exception):
+        raise opened
+    seen: dict[str, Any] = {}
+    found = rest[0] if rest and not isinstance(rest[0], Exception) else [None] * len(names)
+    for name, packed in zip(names, found, strict=True):
+        with suppress(ValueError, UnpackException):
+            if packed is not None:
+                seen[name] = wire.unpack(packed)
+    return seen
 
 
 def _of_batch(
