@@ -378,13 +378,23 @@ def nest(keys: object, values: Mapping[Key, Any]) -> Any:
     return nested_get(keys, values)
 
 
+def _as_they_are(values: Any) -> Any:
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What `compute` was asked: a graph, the keys of its results, and how to dress them."""
 
     graph: object
     keys: Any
-    finish: Callable[[Any], Any]
+    finish: Callable[[Any], Any] = _as_they_are
+
+
+def request_of_sinks(graph: object) -> Request:
+    """All that nothing else in a graph depends on, by key."""
+    keys = sinks(graph)
+    return Request(graph, keys, lambda values: dict(zip(keys, values, strict=True)))
 
 
 def request(collections: Sequence[object], optimize_graph: bool) -> Request | None:

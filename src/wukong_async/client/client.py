@@ -11,7 +11,8 @@ import atexit
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 
 from wukong_async import graph as graphs
@@ -323,22 +324,31 @@ class WukongClient:
             # Nothing is looked for in the graph: that takes longer than planning, and would use up
             # the iterators in it.
             return await self._get(args[0], keys, options)
-        in_thread = self._active().in_thread
-        request = await in_thread(graphs.request, args, optimize_graph)
-        if request is not None:
-            if keys is not None:
+
+        def request() -> graphs.Request | None:
+            found = graphs.request(args, optimize_graph)
+            if found is not None and keys is not None:
                 raise TypeError("keys= goes with a graph, not with collections.")
-            values = request.finish(await self._get(request.graph, request.keys, options))
+            return found
+
+        values = await self._run(request, options)
+        if values is not None:  # A tuple, with an item for each argument.
             return values if len(args) > 1 else values[0]
         if not graphs.is_graph(args[0]):
             return args if len(args) > 1 else args[0]
         if len(args) > 1:
             raise TypeError("compute takes one graph, and keys once.")
-        sinks = await in_thread(graphs.sinks, args[0])
-        return dict(zip(sinks, await self._get(args[0], sinks, options), strict=True))
+        return await self._run(partial(graphs.request_of_sinks, args[0]), options)
 
     async def _get(self, dsk: object, keys: Any, options: Options) -> Any:
-        values, summary = await self._active().run(dsk, keys, options)
+        return await self._run(lambda: graphs.Request(dsk, keys), options)
+
+    async def _run(self, make: Callable[[], graphs.Request | None], options: Options) -> Any:
+        """What is requested; None if nothing is."""
+        made = await self._active().run(make, options)
+        if made is None:
+            return None
+        values, summary = made
         self.history.append(summary)
         return values
 

@@ -96,6 +96,8 @@ MOST_PARCELED = 64
 """Tasks of a group whose inputs may go along with the event."""
 SPILL_LEAST = 0.1
 """As a share of the function's memory, what values have to take for it to help to forget them."""
+MOST_AT_ONCE = 64
+"""Outputs of a few bytes that are pickled on the loop, at most."""
 LEAST_PAUSE = 0.0005
 """Seconds between two looks of the policy."""
 LEAST_RUN = 0.001
@@ -1105,7 +1107,10 @@ class Incarnation:
             encode = partial(
                 _encode, rest, values, facts, self._nonce, room, compression, self._stop
             )
-            made = await asyncio.wrap_future(self._writer.submit(encode))
+            if len(rest) <= MOST_AT_ONCE and all(type(values[task]) in SMALL for task in rest):
+                made = encode()  # It takes less than to hand it over.
+            else:
+                made = await asyncio.wrap_future(self._writer.submit(encode))
             if isinstance(made, Failed) and self._runs:
                 # A task may just have read it, and have changed something inside. Behind that task:
                 made = await self._in_worker(encode)

@@ -10,9 +10,10 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dask.sizeof import sizeof
 
@@ -52,12 +53,23 @@ MOST_ORIGINS = 16
 
 def resident_mb() -> int:
     """Memory that this process has now; where that is not known, the most that it has had."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
+    file = _statm(os.getpid())
+    if file is None:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most // (MB if sys.platform == "darwin" else 1024)
-    return pages * resource.getpagesize() // MB
+    return int(os.pread(file.fileno(), 128, 0).split()[1]) * resource.getpagesize() // MB
+
+
+@lru_cache(1)
+def _statm(pid: int) -> BinaryIO | None:
+    """Where Linux says how many pages a process has. Kept open: that is most of what a look costs.
+
+    A task may have forked, and its child look for itself.
+    """
+    try:
+        return Path(f"/proc/{pid}/statm").open("rb", buffering=0)
+    except OSError:
+        return None
 
 
 def limit_mb() -> int:

@@ -12,7 +12,16 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from functools import partial
 from itertools import chain, islice, pairwise
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -22,6 +31,7 @@ from wukong_async.blocks import block_of, first_blocks
 from wukong_async.config import Settings, is_nearby
 from wukong_async.engine import LOAD_AHEAD
 from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
+from wukong_async.graph import Request
 from wukong_async.invocation import Hints, versions
 from wukong_async.invoker import Invoker
 from wukong_async.policy import NEARBY, is_sound, remembered
@@ -91,14 +101,24 @@ class Job:
         self._watcher = Watcher(self._store, self._shared.invoker, self._shared.fire)
 
     async def run(
-        self, graph: object, keys: Any, annotations: Mapping[str, object]
-    ) -> tuple[dict[Hashable, Any], Outcome]:
-        """The values of the keys of a graph, and how the job has ended."""
-        flat = graphs.flat(keys)
-        upload = await self._in_thread(Upload.prepare, graph, flat, self._settings, annotations)
-        if not len(upload.plan):
-            return upload.constants, Outcome(JobState.DONE)
-        return await self.compute(upload, keys)
+        self, make: Callable[[], Request | None], annotations: Mapping[str, object]
+    ) -> tuple[Any, Outcome] | None:
+        """What is requested, nested like its keys, and how the job has ended.
+
+        Parameters
+        ----------
+        make
+            CPU work that leads to the request. If it leads to none, neither does this.
+        """
+        prepare = partial(_prepare, make, self._settings, annotations)
+        request, upload = await self._in_thread(prepare)
+        if request is None or upload is None:
+            return None
+        if len(upload.plan):
+            values, outcome = await self.compute(upload, request.keys)
+        else:
+            values, outcome = upload.constants, Outcome(JobState.DONE)
+        return request.finish(graphs.nest(request.keys, values)), outcome
 
     async def compute(self, upload: Upload, keys: Any) -> tuple[dict[Hashable, Any], Outcome]:
         """`run`, once there is a plan."""
@@ -183,28 +203,26 @@ class Job:
         """What is there before the job is; its manifest, and what has to be put yet."""
         ttl = self._settings.ttl
         self._store.bucket = upload.bucket
-        found = await self._store.open(ttl, ["", *upload.names()])
+        # What is remembered comes while the first batch is serialised.
+        async with _meanwhile(self._store.open(ttl, ["", *upload.names()])) as opening:
+            manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
+            found = await opening
         seen = {name: figures for name, figures in found.items() if is_sound(name, figures)}
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
             seen[""] = remembered({}, NEARBY)[""]
         upload.seen = seen
         clock = asyncio.get_running_loop().time
         due = clock() + ttl / 3
-        manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
         while batch and not upload.is_serialised:
             if clock() > due:
                 await self._store.extend(ttl)
                 due = clock() + ttl / 3
-            # The next one is serialised while this one is on its way.
-            following = asyncio.create_task(self._in_thread(next, batches, None))
-            try:
+            # The next one is serialised while this one is on its way. Where that fails, the thread
+            # may still be at it, and whoever comes next begins anew.
+            async with _meanwhile(self._in_thread(next, batches, None)) as following:
                 if await self._store.put(batch, ttl) is not Status.OK:
                     raise self._lost_early()
                 batch = await following
-            finally:
-                # The thread may still be at it, and whoever comes next begins anew.
-                await asyncio.wait([following])
-                following.cancelled() or following.exception()
         return manifest, batch or []
 
     async def _start(self, upload: Upload, manifest: bytes, rest: Batch) -> None:
@@ -258,11 +276,31 @@ class Job:
         )
 
 
+def _prepare(
+    make: Callable[[], Request | None], settings: Settings, annotations: Mapping[str, object]
+) -> tuple[Request | None, Upload | None]:
+    request = make()
+    if request is None:
+        return None, None
+    return request, Upload.prepare(request.graph, graphs.flat(request.keys), settings, annotations)
+
+
 def _begin_batches(upload: Upload, keys: Any) -> tuple[bytes, Iterator[Batch], Batch | None]:
     """What `_upload` is through with as one step: the manifest, all to put, the first of it."""
     manifest, objects = upload.manifest(keys)
     batches = chain([objects] if objects else [], upload.batches())
     return manifest, batches, next(batches, None)
+
+
+@contextlib.asynccontextmanager
+async def _meanwhile(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Do `work` beside the body; it has ended when the body has, however that ends."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        await asyncio.wait([task])
+        task.cancelled() or task.exception()
 
 
 async def _uninterrupted(work: Any) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from wukong_async import graph as graphs
 from wukong_async.config import Settings
 from wukong_async.errors import ClientStateError
 from wukong_async.fanout import Fanout
+from wukong_async.graph import Request
 from wukong_async.invoker import Invoker
 from wukong_async.scheduler.announcements import Announcements
 from wukong_async.scheduler.job import Job
@@ -111,8 +111,15 @@ class Scheduler:
         """The jobs that run now."""
         return tuple(job.job_id for job in tuple(self._jobs) if job.created)
 
-    async def run(self, graph: object, keys: Any, options: Options) -> tuple[Any, JobSummary]:
-        """Compute keys of a Dask graph: their values, nested like them, and what it took.
+    async def run(
+        self, make: Callable[[], Request | None], options: Options
+    ) -> tuple[Any, JobSummary] | None:
+        """Compute what is requested: what it is, and what it took.
+
+        Parameters
+        ----------
+        make
+            CPU work that leads to the request. If it leads to none, neither does this.
 
         Raises
         ------
@@ -126,9 +133,12 @@ class Scheduler:
         job = Job(self, settings)
         self._jobs.add(job)
         try:
-            values, outcome = await self.supervise(job.run(graph, keys, options.annotations))
+            made = await self.supervise(job.run(make, options.annotations))
         finally:
             self._jobs.discard(job)
+        if made is None:
+            return None
+        values, outcome = made
         summary = JobSummary(
             job.job_id,
             outcome.tasks,
@@ -139,7 +149,7 @@ class Scheduler:
             outcome.memory,
             outcome.peak,
         )
-        return graphs.nest(keys, values), summary
+        return values, summary
 
     async def supervise(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, which ends with the scheduler at the latest.
