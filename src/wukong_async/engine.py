@@ -890,19 +890,21 @@ class Engine:
         steps: list[Step] = []
         seconds, room = self.run_seconds, self.fetch_bytes
         most = 2 * self.queued + SURGE
-        stack, frontier, advice = self._stack, self._frontier, self.advice
+        stack, frontier, specs = self._stack, self._frontier, self._specs
+        seconds_of, bytes_of = self.advice.seconds_of, self.advice.bytes_of
         several, idle = self.threads > 1, self.idle
         # Of what could run now, for each thread without work.
         fair = (len(stack) + self._window - self._head) / idle
         own: set[int] = set()
         is_split = False
+        new_step = tuple.__new__  # As `Step` does, without a call of Python for each of them.
         while len(steps) < RUN_LIMIT and seconds > 0 and room > 0:
             if len(stack) + len(frontier) - self._head >= most:
                 break
             if several:
                 is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
             if stack and len(self._starved) < STARVED_MOST:
-                spec = self._specs[stack[-1]]
+                spec = specs[stack[-1]]
                 if steps and spec.limited:
                     break
                 if is_split and own.isdisjoint(spec.inputs):
@@ -920,12 +922,13 @@ class Engine:
                     self._read_stored(objects)
             else:
                 break
+            number = spec.number
             if several:
                 fair -= own.isdisjoint(spec.inputs)  # What follows nobody else could do.
-                own.add(spec.number)
-            steps.append(Step(spec.number, self._schedule(spec, own)))
-            seconds -= advice.seconds_of(spec)
-            room -= advice.bytes_of(spec)
+                own.add(number)
+            steps.append(new_step(Step, (number, self._schedule(spec, own))))
+            seconds -= seconds_of(spec)
+            room -= bytes_of(spec)
             if spec.limited:
                 break
         self._undone.update(steps)
@@ -947,24 +950,25 @@ class Engine:
         own
             With several threads, the tasks of its Run, itself included.
         """
-        task = spec.number
-        drops = self._read_made(spec.inputs) if spec.inputs else ()
+        task, inputs, consumers = spec.number, spec.inputs, spec.consumers
+        drops = self._read_made(inputs) if inputs else ()
         self._made.append(task)
         self._turns += 1
         self._scheduled.add(task)
-        unrun = len(spec.consumers)
+        unrun = len(consumers)
         if self._check:
             # Tasks that were claimed before may have run before what they read was made again.
-            unrun -= len(self._scheduled.intersection(spec.consumers))
+            unrun -= len(self._scheduled.intersection(consumers))
             self._kept.discard(task)
             self._unread.discard(task)
         if unrun or spec.requested:
             self._left[task] = unrun
         else:
             drops += (task,)
-        self._reach(spec)
+        if consumers:
+            self._reach(spec)
         if self.threads > 1:
-            for number in spec.inputs + spec.literals:
+            for number in inputs + spec.literals:
                 self._readers[number] = self._readers.get(number, 0) + 1
             # What this Run makes is read by no other one, but for a value of a dead incarnation.
             late = [number for number in drops if self._check or number not in own]
@@ -1000,15 +1004,16 @@ class Engine:
 
     def _read_made(self, objects: Iterable[int]) -> tuple[int, ...]:
         """Count one reader of outputs of this round down; return those that are done with."""
+        all_left, specs = self._left, self._specs
         drops: list[int] = []
         for number in objects:
-            left = self._left.get(number)
+            left = all_left.get(number)
             if left is None:
                 continue
-            if left > 1 or self._specs[number].requested:
-                self._left[number] = left - 1
+            if left > 1 or specs[number].requested:
+                all_left[number] = left - 1
             else:
-                del self._left[number]
+                del all_left[number]
                 drops.append(number)
         return tuple(drops)
 
@@ -1047,20 +1052,21 @@ class Engine:
     def _reach(self, spec: TaskSpec) -> None:
         """Hand the output of `spec` to its consumers (rule 2)."""
         # Reversed: the first consumer in plan order is on top of the stack.
-        consumers, degrees = spec.consumers, spec.degrees
+        number, consumers, degrees = spec.number, spec.consumers, spec.degrees
+        mine, elsewhere = self._mine, bool(self._handed or self._check)
         for i in range(len(consumers) - 1, -1, -1):
             consumer, degree = consumers[i], degrees[i]
-            if consumer in self._mine:
-                self._clear_mark(consumer, spec.number)
+            if consumer in mine:
+                self._clear_mark(consumer, number)
                 continue
-            if self._is_settled(consumer):
+            if elsewhere and self._is_settled(consumer):
                 continue
             if degree > 1:
                 pending = self._pending.get(consumer)
                 if pending is None:
                     pending = self._pending[consumer] = []
                     self._degree[consumer] = degree
-                pending.append((spec.first_edge + i, spec.number))
+                pending.append((spec.first_edge + i, number))
                 if len(pending) < degree:
                     continue
                 del self._pending[consumer], self._degree[consumer]

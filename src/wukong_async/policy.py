@@ -404,13 +404,15 @@ class Policy:
     def ran(self, engine: Engine, tasks: Iterable[tuple[int, float, float]], now: float) -> None:
         """Tasks have run: (task, seconds, bytes of the output)."""
         inline_limit, alone = self._inline_limit, self.alone
+        estimates, spec_of = self.estimates, engine.spec
         for task, seconds, size in tasks:
-            spec = engine.spec(task)
+            spec = spec_of(task)
             assert spec is not None
-            estimate = self.estimates.get(spec.name)
+            name = spec.name
+            estimate = estimates.get(name)
             if estimate is None:
-                estimate = self.estimates[spec.name] = Estimate()
-                self._met.pop(spec.name, None)
+                estimate = estimates[name] = Estimate()
+                self._met.pop(name, None)
                 self._next_offer = 0.0  # Blindness ends here.
             estimate.saw(seconds, size)
             if size > inline_limit:

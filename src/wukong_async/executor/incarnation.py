@@ -1187,14 +1187,15 @@ def _run_steps(
 ) -> Failed | None:
     """Run tasks one after the other, until one fails or there is no more time for them."""
     programs, lock = cache.programs, progress.lock
-    clock = time.monotonic
+    clock, stopped, paused = time.monotonic, stop.is_set, pause.is_set
+    sizes, starts, ends = progress.sizes, progress.starts, progress.ends
     progress.began = started = clock()
     while progress.ran < len(progress.steps):  # Others may take back the rest.
         task, drops = progress.steps[progress.ran]
-        if stop.is_set() or pause.is_set():
+        if stopped() or paused():
             return None
         program = programs[task]
-        dropped: list[Any] = []
+        dropped: list[Any] | None = None
         try:
             value = program.run(values)
             if type(value) in SMALL:  # As most are where each microsecond counts.
@@ -1215,10 +1216,10 @@ def _run_steps(
                 return None
             if drops:
                 dropped = values.drop(drops)
-            progress.sizes.append(size)
-            progress.starts.append(started)
+            sizes.append(size)
+            starts.append(started)
             started = clock()
-            progress.ends.append(started)
+            ends.append(started)
             progress.ran += 1
             progress.failed = None
         del dropped  # A destructor of the user's may take its time; the loop takes this lock.

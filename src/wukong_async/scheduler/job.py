@@ -205,6 +205,7 @@ class Job:
         self._store.bucket = upload.bucket
         # What is remembered comes while the first batch is serialised.
         async with _meanwhile(self._store.open(ttl, ["", *upload.names()])) as opening:
+            await asyncio.sleep(0)  # First of all it is sent: the thread has Python to itself then.
             manifest, batches, batch = await self._in_thread(_begin_batches, upload, keys)
             found = await opening
         seen = {name: figures for name, figures in found.items() if is_sound(name, figures)}
