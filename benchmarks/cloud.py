@@ -10,8 +10,10 @@ files, of which one machine has less than a thousand.
 
 **Time is dilated.** An executor takes milliseconds of CPU, and in the cloud it has a vCPU for that.
 So all that is modelled takes `dilation` times as long here, tasks included, and what is measured is
-divided by that: CPU weighs so much less. With less than 1 it weighs more. (Only that of the client,
-which has a machine of its own here as there, weighs as much as ever: see scale.py.)
+divided by that: CPU weighs so much less. With less than 1 it weighs more. Only that of the client,
+which has a machine of its own there, weighs as much as ever: what it takes to plan is added (see
+scale.py), and its events, which it sends one by one, begin as far apart in the model as it has sent
+them here.
 """
 
 from __future__ import annotations
@@ -380,6 +382,10 @@ class _Front:
     url: str = ""
     _sandboxes: list[asyncio.StreamWriter] = field(default_factory=list)
     _requests: dict[int, _Request] = field(default_factory=dict)
+    _first: float | None = None
+    """When the client has sent its first event."""
+    _delayed: int = 0
+    """Events of the client that are still on their way out of it."""
     _ready: dict[asyncio.StreamWriter, asyncio.Event] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
@@ -409,7 +415,7 @@ class _Front:
         if http.path == "/counters":
             return web.json_response(
                 {
-                    "quiet": self.environments.quiet,
+                    "quiet": self.environments.quiet and not self._delayed,
                     "invocations": self.invocations,
                     "cold_starts": self.environments.cold_starts,
                     "billed": self.billed,
@@ -429,18 +435,38 @@ class _Front:
             )
         request = _Request(body, kind, asyncio.get_running_loop().create_future())
         self.invocations += 1
-        self.environments.invoke(request, self._now())
-        self._pump()
+        if kind is InvocationType.EVENT and _is_from_client(body):
+            self._invoke_as_sent(request)
+            await asyncio.sleep(self.platform.accept)  # To the client this takes what it takes.
+            return web.Response(status=HTTPStatus.ACCEPTED)
+        self._invoke(request)
         if kind is InvocationType.REQUEST_RESPONSE:
             return web.json_response(await request.answer)
         await asyncio.sleep(self.platform.accept * self.dilation)
         return web.Response(status=HTTPStatus.ACCEPTED)
 
+    def _invoke(self, request: _Request) -> None:
+        self.environments.invoke(request, self._now())
+        self._pump()
+
+    def _invoke_as_sent(self, request: _Request) -> None:
+        """As much later than the client's first event as it was sent later, in the model's time."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._first = now if self._first is None else self._first
+        self._delayed += 1
+
+        def invoke() -> None:
+            self._delayed -= 1
+            self._invoke(request)
+
+        loop.call_at(self._first + (now - self._first) * self.dilation, invoke)
+
     async def _reset(self, platform: Platform, dilation: float) -> None:
         self.platform, self.dilation = platform, dilation
         self.environments = Environments(platform)
         # The clock began long ago, and no token was taken since.
-        self.invocations, self.billed = 0, 0.0
+        self.invocations, self.billed, self._first = 0, 0.0, None
         for writer, ready in self._ready.items():
             ready.clear()
             _write(writer, {"reset": asdict(platform), "dilation": dilation, "url": self.url})
@@ -485,6 +511,11 @@ class _Front:
             request.answer.set_result(answer)
         self.environments.end(place)
         self._pump()
+
+
+def _is_from_client(event: Any) -> bool:
+    """Whether it is for one of the first executors, whose names have no parents in them."""
+    return "." not in event.get("executor", ".")
 
 
 def _write(writer: asyncio.StreamWriter, message: object) -> None:

@@ -22,9 +22,10 @@ import argparse
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+from unittest import mock
 
 import psutil
 from dask._task_spec import Task, TaskRef
@@ -32,11 +33,12 @@ from dask._task_spec import Task, TaskRef
 from benchmarks.cloud import Cloud, Platform, stretched
 from benchmarks.document import document, outputs, write
 from wukong_async import WukongClient
+from wukong_async.watcher import Watcher
 
 CURVES = ("strong", "weak", "map", "tree")
 EXECUTORS = (1, 10, 100, 1000)
 FULL = (*EXECUTORS, 10_000)
-STRONG_TASKS = 10_000
+STRONG_TASKS = 4000
 TREE_LEAVES = 1024
 WEAK_TASKS = 4
 """For each executor."""
@@ -176,20 +178,37 @@ class Watch:
         self.shares: list[float] = []
         """Of the machine, that were in use;"""
         self.steps: list[tuple[float, float]] = []
-        """seconds that have passed, and of the client's CPU."""
+        """seconds that have passed, and of the client's CPU, but for what it takes to invoke."""
+        self._invoking = False
+        self._stepping = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="wukong-watch", daemon=True)
 
     def __enter__(self) -> Watch:
         psutil.cpu_percent()
+        self._patch = mock.patch.object(Watcher, "invoke", self._watched(Watcher.invoke))
+        self._patch.start()
         self._before = time.perf_counter(), time.process_time()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._patch.stop()
         self._stop.set()
         self._thread.join()
         self._step()
+
+    def _watched(self, invoke: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def invoked(*args: Any) -> None:
+            self._step()
+            self._invoking = True
+            try:
+                await invoke(*args)
+            finally:
+                self._step()
+                self._invoking = False
+
+        return invoked
 
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLE):
@@ -199,15 +218,18 @@ class Watch:
             self.shares.append(psutil.cpu_percent() / 100)
 
     def _step(self) -> None:
-        now = time.perf_counter(), time.process_time()
-        self.steps.append((now[0] - self._before[0], now[1] - self._before[1]))
-        self._before = now
+        with self._stepping:
+            now = time.perf_counter(), time.process_time()
+            cpu = 0.0 if self._invoking else now[1] - self._before[1]
+            self.steps.append((now[0] - self._before[0], cpu))
+            self._before = now
 
     def modelled(self, dilation: float) -> float:
         """What has passed, in seconds of the model.
 
         Nothing else of the cloud runs on the client's machine, so its CPU is not to weigh less:
-        where it had more to do than would fit into the time, that took as long.
+        where it had more to do than would fit into the time, that took as long. Its events begin as
+        far apart as its CPU has sent them, so that is in what has passed.
         """
         return sum(max(passed / dilation, cpu) for passed, cpu in self.steps)
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from wukong_async._version import __version__
+from wukong_async.collector import collector_paused
 from wukong_async.config import Settings
 from wukong_async.errors import ConfigError, FunctionNotFound, InvocationError
 from wukong_async.invocation import PING
@@ -238,7 +239,9 @@ class Invoker:
         cancelled = times_cancelled()
         calls = [asyncio.create_task(self.invoke(payload)) for payload in payloads]
         try:
-            await asyncio.gather(*calls)
+            # None of what botocore allocates is cyclic garbage; to look costs a fifth of the time.
+            with collector_paused() if len(calls) > 1 else contextlib.nullcontext():
+                await asyncio.gather(*calls)
         except Exception:
             # A call that fails at the same moment makes `gather` forget that it was cancelled.
             if times_cancelled() > cancelled:

@@ -12,7 +12,7 @@ its own price. The rules, W1 to W6, are numbered in the comments as in the desig
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -68,6 +68,10 @@ LEAST_MOVED = 16 * 1024
 """Bytes that are worth counting as moved."""
 LAST_BYTES = 4e6
 """Beside an output of more than this that is to be written, what is much smaller is told first."""
+END_PRECISION = 1e-3
+"""To which share the end of those who begin a job is known;"""
+END_SLACK = 0.01
+"""and by which share they may end later, if they are more then."""
 ROOM_STARTS = 4
 """Starts in which an executor leaves free slots to those who have begun with it."""
 ASK_STARTS = 4
@@ -1087,7 +1091,7 @@ def first_groups(
     total = sum(seconds)
     count = int(min(SHARED * total / costs.start - LEAST_SPARE, slots, len(leaves)))
     while count > 1:
-        groups = _by_work(leaves, seconds, total / count)
+        groups = _by_work(leaves, seconds, count, costs.invoke)
         moving = _moved(specs, estimates, groups) / costs.bandwidth
         least = min(_closed(specs, seconds, groups))
         # Who soon needs what others make would have to write all that it has made, and leave.
@@ -1097,16 +1101,56 @@ def first_groups(
     return [list(leaves)]
 
 
-def _by_work(leaves: Sequence[int], seconds: Sequence[float], share: float) -> list[list[int]]:
-    """Leaves in groups with about as much work each, what follows them in the plan included."""
-    before = [0.0, *accumulate(seconds)]
-    groups: list[list[int]] = [[]]
-    for leaf in leaves:
-        # By the middle of a leaf: its edge may be on the limit, and sums are not exact.
-        if groups[-1] and before[leaf] + seconds[leaf] / 2 >= share * len(groups):
-            groups.append([])
-        groups[-1].append(leaf)
-    return groups
+def _by_work(
+    leaves: Sequence[int], seconds: Sequence[float], count: int, invoke: float
+) -> list[list[int]]:
+    """Leaves in at most `count` groups that end together, as early as that can be.
+
+    What follows leaves in the plan is counted with them. Each group begins an invocation later than
+    the one before it, and has as much less.
+    """
+    work = [0.0, *accumulate(seconds)]
+    before = [0.0, *(work[leaf] for leaf in leaves[1:]), work[-1]]
+    slack = 1e-9 * work[-1]  # Sums are not exact.
+
+    def reach(first: int, most: float) -> int:
+        """The leaf before which a group of so many seconds ends that begins with `first`."""
+        return max(first, bisect_right(before, before[first] + most + slack) - 1)
+
+    def is_enough(end: float) -> bool:
+        first = 0
+        for index in range(count):
+            first = reach(first, end - index * invoke)
+        return first == len(leaves)
+
+    # If work could be cut anywhere.
+    even = work[-1] / count + invoke * (count - 1) / 2
+    low, high = even, even + max(b - a for a, b in pairwise(before))
+    while not is_enough(high):  # The last ones would begin too late to be of use.
+        low, high = high, 2 * high
+    while high - low > END_PRECISION * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+
+    def cut(end: float) -> list[list[int]]:
+        """As evenly as it can be, if each is to be through by then."""
+        # Where what is on the right of a cut has to begin at the latest.
+        latest = [len(leaves)] * (count + 1)
+        for index in range(count - 1, 0, -1):
+            most = max(0.0, end - index * invoke) + slack
+            latest[index] = bisect_left(before, before[latest[index + 1]] - most)
+        cuts = [0]
+        for index in range(count):
+            target = (index + 1) * (even - invoke * index / 2)
+            near = min(bisect_left(before, target), len(leaves))
+            if near and target - before[near - 1] < before[near] - target:
+                near -= 1
+            furthest = reach(cuts[-1], end - index * invoke)
+            cuts.append(min(max(near, latest[index + 1], cuts[-1]), furthest))
+        return [list(leaves[a:b]) for a, b in pairwise(cuts) if a < b]
+
+    # A little later is as good, if there are more of them.
+    return max(cut(high), cut(high * (1 + END_SLACK)), key=len)
 
 
 def _closed(

@@ -264,9 +264,15 @@ class Job:
         alone = len(records) == 1
         # Each of them sees all slots that are free, and may fill its part of them.
         room = None if alone else max(0, settings.max_concurrency - len(records)) // len(records)
+        # They are sent one by one.
+        now, pause = time.time(), upload.costs.invoke
         hints = {
-            name: Hints(time.time(), first, until, alone=alone, blocks=ahead[name], room=room)
-            for (name, _), (first, until) in zip(records, pairwise(bounds), strict=True)
+            name: Hints(
+                now + index * pause, first, until, alone=alone, blocks=ahead[name], room=room
+            )
+            for index, ((name, _), (first, until)) in enumerate(
+                zip(records, pairwise(bounds), strict=True)
+            )
         }
         hints["0"] = hints["0"].carrying(carried, upload.secret)
         await self._watcher.invoke(list(hints), hints)

@@ -153,14 +153,19 @@ class Upload:
     def _different(self) -> list[str]:
         return list(filter(is_fit, dict.fromkeys(self._names)))[:MOST_NAMES]
 
+    @property
+    def costs(self) -> Costs:
+        """What sharing is believed to cost."""
+        return recalled(self.seen)[1] or Costs()
+
     def groups(self) -> list[list[int]]:
         """The leaves that each of the first executors begins with."""
-        estimates, costs = recalled(self.seen)
+        estimates, _ = recalled(self.seen)
         return first_groups(
             self.plan.specs,
             self.plan.leaves,
             list(map(estimates.get, self._names)) if estimates else [],
-            costs or Costs(),
+            self.costs,
             self.settings.max_concurrency,
             self.settings.leaf_batch,
             self.settings.threads_per_executor or 1,
