@@ -1093,9 +1093,8 @@ def first_groups(
     while count > 1:
         groups = _by_work(leaves, seconds, count, costs.invoke)
         moving = _moved(specs, estimates, groups) / costs.bandwidth
-        least = min(_closed(specs, seconds, groups))
         # Who soon needs what others make would have to write all that it has made, and leave.
-        if moving <= total / (len(groups) + 1) and least >= total / len(groups) / 2:
+        if moving <= total / (len(groups) + 1) and _are_closed(specs, seconds, groups):
             return groups
         count //= 2
     return [list(leaves)]
@@ -1123,29 +1122,28 @@ def _by_work(
             first = reach(first, end - index * invoke)
         return first == len(leaves)
 
-    # If work could be cut anywhere.
-    even = work[-1] / count + invoke * (count - 1) / 2
-    low, high = even, even + max(b - a for a, b in pairwise(before))
-    while not is_enough(high):  # The last ones would begin too late to be of use.
-        low, high = high, 2 * high
+    low = work[-1] / count
+    high = low + count * invoke + max(b - a for a, b in pairwise(before))
     while high - low > END_PRECISION * high:
         middle = (low + high) / 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
 
     def cut(end: float) -> list[list[int]]:
         """As evenly as it can be, if each is to be through by then."""
+        rooms = [max(0.0, end - index * invoke) for index in range(count)]
         # Where what is on the right of a cut has to begin at the latest.
         latest = [len(leaves)] * (count + 1)
         for index in range(count - 1, 0, -1):
-            most = max(0.0, end - index * invoke) + slack
-            latest[index] = bisect_left(before, before[latest[index + 1]] - most)
+            least = before[latest[index + 1]] - rooms[index] - slack
+            latest[index] = bisect_left(before, least)
         cuts = [0]
-        for index in range(count):
-            target = (index + 1) * (even - invoke * index / 2)
+        scale = work[-1] / sum(rooms)
+        for index, room in enumerate(accumulate(rooms)):
+            target = scale * room
             near = min(bisect_left(before, target), len(leaves))
             if near and target - before[near - 1] < before[near] - target:
                 near -= 1
-            furthest = reach(cuts[-1], end - index * invoke)
+            furthest = reach(cuts[-1], rooms[index])
             cuts.append(min(max(near, latest[index + 1], cuts[-1]), furthest))
         return [list(leaves[a:b]) for a, b in pairwise(cuts) if a < b]
 
@@ -1168,6 +1166,18 @@ def _closed(
         if owner >= 0:
             work[owner] += seconds[spec.number]
     return work
+
+
+def _are_closed(
+    specs: Sequence[TaskSpec], seconds: Sequence[float], groups: Sequence[Sequence[int]]
+) -> bool:
+    """Whether each group can run half of its share without the others."""
+    total = [0.0, *accumulate(seconds)]
+    ends = [*(group[0] for group in groups[1:]), len(seconds)]
+    own = [total[end] - total[group[0]] for group, end in zip(groups, ends, strict=True)]
+    share = total[-1] / len(groups)
+    closed = _closed(specs, seconds, groups)
+    return all(c >= min(mine, share) / 2 for c, mine in zip(closed, own, strict=True))
 
 
 def _moved(

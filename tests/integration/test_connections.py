@@ -64,6 +64,50 @@ async def test_scripts_come_back_after_a_restart(connections: Connections) -> No
     await store.finish()
 
 
+async def test_what_a_job_needs_is_put_as_it_is_created(connections: Connections) -> None:
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    await connections.command(0, "SCRIPT", "FLUSH")
+    for _ in range(2):  # An answer may get lost.
+        assert await store.create(tiny_job(), [("b0", [b"a", b"b"]), ("b1", [b"c"])]) is Status.OK
+    assert await store.get(["b0", "b1"], [2, 1]) == [b"ab", b"c"]
+    assert (await store.begin("0", "n")).status is Status.OK
+    await store.cancel(JobState.CANCELLED, b"")
+    await store.finish()
+    assert await store.create(tiny_job(), [("b0", [b"late"])]) is Status.GONE
+    assert of_jobs(await connections.command(0, "KEYS", "*")) == []
+
+
+async def test_what_a_job_needs_may_be_too_much_for_one_request(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wukong_async.store.job.BATCH_BYTES", 1000)
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    objects: list[tuple[str, wire.Segments]] = [(f"b{i}", [bytes([i]) * 700]) for i in range(3)]
+    assert await store.create(tiny_job(), objects) is Status.OK
+    assert await store.get(["b0", "b2"], [700, 700]) == [bytes(700), b"\2" * 700]
+    await store.cancel(JobState.CANCELLED, b"")
+    await store.finish()
+    assert await store.create(tiny_job(), objects) is Status.GONE
+    assert of_jobs(await connections.command(0, "KEYS", "*")) == []
+
+
+@pytest.mark.parametrize("wrong", ["live", "idx"])
+async def test_after_an_error_nothing_is_left_to_be_read(
+    connections: Connections, wrong: str
+) -> None:
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    await connections.command(0, "SET", store._key(wrong), "of another kind")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await store.create(tiny_job(), [("b0", [b"x"])])
+    assert await connections.command(0, "ECHO", "mine") == b"mine"
+    await connections.command(0, "DEL", store._key(wrong), store._key("b0"))
+    await store.cancel(JobState.FAILED, b"why")
+    await store.finish()
+
+
 async def test_a_server_that_is_not_there() -> None:
     async with Connections(["unix:///nowhere/valkey.sock"], timeout=0.2) as connections:
         with pytest.raises(StoreUnreachable, match=r"unix:///nowhere/valkey.sock has not answered"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from itertools import chain
@@ -11,7 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from wukong_async.executor.memory import GLANCE, MOST_ORIGINS, Values, goes_once
+from wukong_async.executor import memory
+from wukong_async.executor.memory import GLANCE, MOST_ORIGINS, Values, goes_once, resident_mb
 
 
 def numbers() -> Iterator[int]:
@@ -150,3 +152,15 @@ def test_a_generator_has_origins() -> None:
     values.add(1, numbers(), (0,))
     values.drop([0])
     assert values.lasting([0]) == {0: [1]}
+
+
+def test_memory_is_seen_to_grow_even_if_a_task_closes_files() -> None:
+    before = resident_mb()
+    held = np.ones(64 * memory.MB // 8)
+    assert before + 60 <= resident_mb()
+    os.close(memory._statm(os.getpid()))
+    assert resident_mb() > 0
+    del held
+    assert 0 < resident_mb() < before + 60
+    os.close(memory._statm(os.getpid()))
+    memory._statm.cache_clear()

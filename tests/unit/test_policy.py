@@ -6,6 +6,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -198,6 +199,29 @@ def test_fewer_begin_where_much_would_have_to_be_moved() -> None:
     assert len(first_groups(executor.specs, executor.plan.leaves, large, COSTS, 1000)) == 1
     small = [Estimate(1, 0.2, 8.0)] * len(executor.specs)
     assert len(first_groups(executor.specs, executor.plan.leaves, small, COSTS, 1000)) > 8
+
+
+def test_who_is_invoked_later_begins_with_less() -> None:
+    specs = Executor(*independent(1000)).specs
+    costs = replace(COSTS, invoke=0.02)
+    known = [Estimate(1, 1.0, 8.0)] * 1000
+    groups = first_groups(specs, range(1000), known, costs, 100)
+    assert functools.reduce(operator.iadd, groups, []) == list(range(1000))
+    assert len(groups) == 100
+    ends = [0.02 * index + len(group) for index, group in enumerate(groups)]
+    # Of tasks of 1 s, fewer would end later: sum(floor(11.3 - 0.02 * i)) is less than 1,000.
+    assert 11.4 <= max(ends) <= 11.6
+    assert max(ends) - min(ends) <= 1.5
+
+
+def test_nobody_begins_who_would_come_too_late() -> None:
+    specs = Executor(*independent(1000)).specs
+    costs = Costs(start=0.001, invoke=0.01)
+    groups = first_groups(specs, range(1000), [Estimate(1, 0.02, 8.0)] * 1000, costs, 1000)
+    assert functools.reduce(operator.iadd, groups, []) == list(range(1000))
+    # They end after 0.64 s, as sum(0.64 - 0.01 * i) up to 0.64 is 20 s.
+    assert 50 < len(groups) <= 64
+    assert max(0.01 * index + 0.02 * len(group) for index, group in enumerate(groups)) < 0.66
 
 
 @pytest.mark.parametrize(("batch", "count"), [(1, 10), (3, 4), (100, 1)])

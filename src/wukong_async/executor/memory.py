@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import islice, repeat
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dask.sizeof import sizeof
 
@@ -53,23 +52,22 @@ MOST_ORIGINS = 16
 
 def resident_mb() -> int:
     """Memory that this process has now; where that is not known, the most that it has had."""
-    file = _statm(os.getpid())
-    if file is None:
+    try:
+        pages = int(os.pread(_statm(os.getpid()), 128, 0).split()[1])
+    except (OSError, ValueError, IndexError):  # A task may have closed it.
+        _statm.cache_clear()
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most // (MB if sys.platform == "darwin" else 1024)
-    return int(os.pread(file.fileno(), 128, 0).split()[1]) * resource.getpagesize() // MB
+    return pages * resource.getpagesize() // MB
 
 
 @lru_cache(1)
-def _statm(pid: int) -> BinaryIO | None:
-    """Where Linux says how many pages a process has. Kept open: that is most of what a look costs.
+def _statm(pid: int) -> int:
+    """The file in which Linux says how many pages a process has: to open it is most of a look.
 
     A task may have forked, and its child look for itself.
     """
-    try:
-        return Path(f"/proc/{pid}/statm").open("rb", buffering=0)
-    except OSError:
-        return None
+    return os.open(f"/proc/{pid}/statm", os.O_RDONLY)
 
 
 def limit_mb() -> int:
