@@ -24,7 +24,7 @@ from wukong_async.collector import collector_paused
 from wukong_async.config import Settings
 from wukong_async.errors import ConfigError, FunctionNotFound, InvocationError
 from wukong_async.invocation import PING
-from wukong_async.loops import times_cancelled
+from wukong_async.loops import may_send, times_cancelled
 
 log = logging.getLogger("wukong.invoker")
 
@@ -99,6 +99,8 @@ class Invoker:
         try:
             make = self._service("lambda", self._settings.endpoint_url)
             self._client = await self._stack.enter_async_context(make)
+            # It is signed and all then, which takes longer than to create a job.
+            self._client.meta.events.register("before-send.lambda.Invoke", _before_send)
         except (BotoCoreError, ValueError) as error:
             culprits = {
                 "InvalidRegionError": "wukong.region or AWS_REGION",
@@ -321,6 +323,10 @@ class Invoker:
                 f" reached or used: {error} Check wukong.region, wukong.endpoint_url and the AWS"
                 " credentials."
             ) from error
+
+
+async def _before_send(**_: Any) -> None:
+    await may_send()
 
 
 def _session() -> Any:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import uvloop
@@ -90,6 +92,35 @@ async def _settle() -> None:
     cancelled = [t for t in asyncio.all_tasks() if t is not me and t.cancelling()]
     if cancelled:
         await asyncio.wait(cancelled)
+
+
+_before_sending: ContextVar[asyncio.Task[Any] | None] = ContextVar("before_sending", default=None)
+
+
+@contextlib.contextmanager
+def sending_after(done: asyncio.Task[Any]) -> Iterator[None]:
+    """What is sent in the body is got ready at once, and goes out when `done` is; not if it fails.
+
+    For senders that take CPU to get ready, and await `may_send`.
+    """
+    token = _before_sending.set(done)
+    try:
+        yield
+    finally:
+        _before_sending.reset(token)
+
+
+async def may_send() -> None:
+    """Wait until what is ready may be sent: see `sending_after`.
+
+    Raises
+    ------
+    Whatever that has failed with which had to be done before.
+    """
+    done = _before_sending.get()
+    if done is not None:
+        await asyncio.wait([done])
+        done.result()
 
 
 def times_cancelled() -> int:

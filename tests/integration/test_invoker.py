@@ -11,8 +11,9 @@ import pytest
 from aiohttp import web
 
 from wukong_async.config import Settings
-from wukong_async.errors import InvocationError
+from wukong_async.errors import InvocationError, StoreLost
 from wukong_async.invoker import Invoker
+from wukong_async.loops import sending_after
 
 HOST = "127.0.0.1"
 
@@ -113,3 +114,32 @@ async def test_whoever_is_cancelled_in_the_same_moment_is_cancelled() -> None:
     client.refused = calling.cancel
     await asyncio.wait([calling])
     assert calling.cancelled()
+
+
+async def test_events_are_sent_when_what_has_to_be_done_before_is_done() -> None:
+    done = asyncio.Event()
+    async with lambda_api(1) as api:
+        settings = Settings(endpoint_url=api.url)
+        async with asyncio.timeout(30), Invoker(settings) as invoker:
+            before = asyncio.create_task(done.wait())
+            with sending_after(before):
+                sending = asyncio.create_task(invoker.invoke_all([b"{}"] * 3))
+            await invoker.invoke(b"{}")  # Another job's.
+            assert api.calls == 1
+            assert not sending.done()
+            done.set()
+            await sending
+            assert invoker.sent == api.calls == 4
+
+
+async def test_events_are_not_sent_if_what_has_to_be_done_before_fails() -> None:
+    async def fail() -> None:
+        raise StoreLost("It is gone.")
+
+    async with lambda_api(1) as api:
+        settings = Settings(endpoint_url=api.url)
+        async with asyncio.timeout(30), Invoker(settings) as invoker:
+            before = asyncio.create_task(fail())
+            with sending_after(before), pytest.raises(StoreLost, match="It is gone"):
+                await invoker.invoke_all([b"{}"] * 3)
+            assert invoker.sent == api.calls == 0

@@ -16,6 +16,7 @@ from wukong_async.config import Settings
 from wukong_async.errors import InvocationError, JobNotFound
 from wukong_async.invocation import Invocation
 from wukong_async.invoker import Invoker
+from wukong_async.loops import may_send
 from wukong_async.protocol import JobState, Outcome, Status, Watch
 from wukong_async.proxy.keeper import keep
 from wukong_async.scheduler.attached import AttachedJob
@@ -167,6 +168,7 @@ class SimulatedInvoker(Invoker):
         return "simulated"
 
     async def invoke_all(self, events: Iterable[bytes]) -> None:
+        await may_send()
         world = self._process.world
         for event in events:
             told = Invocation.from_event(json.loads(event))

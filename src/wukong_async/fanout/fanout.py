@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from wukong_async.config import Settings
 from wukong_async.fanout.client import ProxyBusy, ProxyClient
 from wukong_async.fanout.frames import FrameError
+from wukong_async.loops import may_send
 
 log = logging.getLogger("wukong.fanout")
 
@@ -71,6 +72,7 @@ class Fanout:
         now = asyncio.get_running_loop().time
         if now() < self._avoided_until:
             return events
+        await may_send()
         try:
             fired = await proxy.fire(function, events)
         except ProxyBusy as busy:

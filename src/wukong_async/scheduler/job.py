@@ -34,6 +34,7 @@ from wukong_async.errors import StoreError, StoreLost, StoreUnreachable
 from wukong_async.graph import Request
 from wukong_async.invocation import Hints, versions
 from wukong_async.invoker import Invoker
+from wukong_async.loops import sending_after
 from wukong_async.policy import NEARBY, is_sound, remembered
 from wukong_async.protocol import JobState, Outcome, Status
 from wukong_async.scheduler.explained import explained
@@ -220,16 +221,32 @@ class Job:
                 due = clock() + ttl / 3
             # The next one is serialised while this one is on its way. Where that fails, the thread
             # may still be at it, and whoever comes next begins anew.
-            async with _meanwhile(self._in_thread(next, batches, None)) as following:
+            async with _meanwhile(
+                self._in_thread(next, batches, None), to_its_end=True
+            ) as following:
                 if await self._store.put(batch, ttl) is not Status.OK:
                     raise self._lost_early()
                 batch = await following
         return manifest, batch or []
 
     async def _start(self, upload: Upload, manifest: bytes, rest: Batch) -> None:
-        settings = self._settings
         groups = upload.groups()
         records = [(str(index), leaves) for index, leaves in enumerate(groups)]
+        # Events are got ready while the job is created, and leave when it is.
+        async with _meanwhile(self._create(upload, manifest, records, rest)) as creating:
+            await asyncio.sleep(0)  # First of all that is sent.
+            with sending_after(creating):
+                await self._watcher.invoke(*self._first_events(upload, records))
+            await creating
+
+    async def _create(
+        self,
+        upload: Upload,
+        manifest: bytes,
+        records: Sequence[tuple[str, Sequence[int]]],
+        rest: Batch,
+    ) -> None:
+        settings = self._settings
         status = await self._store.create(
             NewJob(
                 tasks=len(upload.plan),
@@ -255,15 +272,21 @@ class Job:
         if status is not Status.OK:
             raise self._lost_early()
         self.created = True
+
+    def _first_events(
+        self, upload: Upload, records: Sequence[tuple[str, Sequence[int]]]
+    ) -> tuple[list[str], dict[str, Hints]]:
+        """The first executors, and what they are told."""
         # Each with the range of the plan up to the leaves of the next one.
-        bounds = [0, *(group[0] for group in groups[1:]), len(upload.plan)]
+        most = self._settings.max_concurrency
+        bounds = [0, *(group[0] for _, group in records[1:]), len(upload.plan)]
         ahead = {name: first_blocks(upload.starts, group[:LOAD_AHEAD]) for name, group in records}
         mine = block_of(upload.starts, bounds[1] - 1) + 1
         carried = dict(islice(upload.first.items(), mine))
         ahead["0"] = tuple(index for index in ahead["0"] if block_name(index) not in carried)
         alone = len(records) == 1
         # Each of them sees all slots that are free, and may fill its part of them.
-        room = None if alone else max(0, settings.max_concurrency - len(records)) // len(records)
+        room = None if alone else max(0, most - len(records)) // len(records)
         # They are sent one by one.
         now, pause = time.time(), upload.costs.invoke
         hints = {
@@ -275,7 +298,7 @@ class Job:
             )
         }
         hints["0"] = hints["0"].carrying(carried, upload.secret)
-        await self._watcher.invoke(list(hints), hints)
+        return list(hints), hints
 
     def _lost_early(self) -> StoreLost:
         return StoreLost(
@@ -300,11 +323,17 @@ def _begin_batches(upload: Upload, keys: Any) -> tuple[bytes, Iterator[Batch], B
 
 
 @contextlib.asynccontextmanager
-async def _meanwhile(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """Do `work` beside the body; it has ended when the body has, however that ends."""
+async def _meanwhile(
+    work: Coroutine[Any, Any, T], *, to_its_end: bool = False
+) -> AsyncIterator[asyncio.Task[T]]:
+    """Do `work` beside the body. If that fails it is cancelled, or else waited for."""
     task = asyncio.create_task(work)
     try:
         yield task
+    except BaseException:
+        if not to_its_end:
+            task.cancel()
+        raise
     finally:
         await asyncio.wait([task])
         task.cancelled() or task.exception()
