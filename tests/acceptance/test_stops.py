@@ -132,6 +132,8 @@ async def test_cancelling_in_any_phase_leaves_nothing(
     monkeypatch.setattr(owner, name, lambda *args: gate(*args))
     if phase != "watch":  # A watcher looks at jobs that take their time.
         awaited.touch()
+    if phase == "upload":  # What fits into one batch goes with `create`.
+        monkeypatch.setattr("wukong_async.scheduler.upload.BATCH_BYTES", LARGE // 2)
     async with WukongClient(cluster, **QUICK) as client:
         leaves = [delayed(touch_and_wait)(os.devnull, str(awaited), bytes(LARGE)) for _ in range(2)]
         computing = asyncio.ensure_future(client.compute(delayed(lengths)(*leaves), *leaves))
@@ -226,9 +228,10 @@ async def test_a_plan_that_the_store_forgets(
 ) -> None:
     create = JobStore.create
 
-    async def forgotten(self: JobStore, job: NewJob) -> Status:
+    async def forgotten(self: JobStore, job: NewJob, objects: Any) -> Status:
+        status = await create(self, job, objects)  # No event leaves before this has returned.
         await forget(self, *(key for key in keys_of(cluster) if key.endswith(":b0")))
-        return await create(self, job)
+        return status
 
     # Two leaves and executors, since the first one has this block with its event. It waits, or the
     # second one might come into the same sandbox, where this block is known.
