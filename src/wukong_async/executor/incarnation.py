@@ -1107,7 +1107,7 @@ class Incarnation:
             encode = partial(
                 _encode, rest, values, facts, self._nonce, room, compression, self._stop
             )
-            if len(rest) <= MOST_AT_ONCE and all(type(values[task]) in SMALL for task in rest):
+            if len(rest) <= MOST_AT_ONCE and all(type(values.get(task)) in SMALL for task in rest):
                 made = encode()  # It takes less than to hand it over.
             else:
                 made = await asyncio.wrap_future(self._writer.submit(encode))
