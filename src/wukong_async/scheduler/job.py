@@ -204,6 +204,15 @@ class Job:
         """What is there before the job is; its manifest, and what has to be put yet."""
         ttl = self._settings.ttl
         self._store.bucket = upload.bucket
+        clock = asyncio.get_running_loop().time
+        due = clock() + ttl / 3
+
+        async def keep() -> None:
+            nonlocal due
+            if clock() > due:
+                await self._store.extend(ttl)
+                due = clock() + ttl / 3
+
         # What is remembered comes while the first batch is serialised.
         async with _meanwhile(self._store.open(ttl, ["", *upload.names()])) as opening:
             await asyncio.sleep(0)  # First of all it is sent: the thread has Python to itself then.
@@ -213,12 +222,8 @@ class Job:
         if "" not in seen and all(map(is_nearby, self._settings.redis_endpoints)):
             seen[""] = remembered({}, NEARBY)[""]
         upload.seen = seen
-        clock = asyncio.get_running_loop().time
-        due = clock() + ttl / 3
         while batch and not upload.is_serialised:
-            if clock() > due:
-                await self._store.extend(ttl)
-                due = clock() + ttl / 3
+            await keep()
             # The next one is serialised while this one is on its way. Where that fails, the thread
             # may still be at it, and whoever comes next begins anew.
             async with _meanwhile(
@@ -227,6 +232,7 @@ class Job:
                 if await self._store.put(batch, ttl) is not Status.OK:
                     raise self._lost_early()
                 batch = await following
+        await keep()
         return manifest, batch or []
 
     async def _start(self, upload: Upload, manifest: bytes, rest: Batch) -> None:
