@@ -6,9 +6,10 @@
     python -m benchmarks run svd1 tsqr --counts    # what is sent and stored; no times
 
 Each result is compared with Dask's synchronous one before anything is timed. Backends take turns
-(A B A B …), so that a machine that changes its speed changes it for all: compare ratios, not
-seconds. `get` is `x.compute(scheduler=…)`, `compute` is `client.compute(x)`. What our backends
-send and store is counted in clusters of their own. On Lithops each task is a process: give it few.
+(A B A B …), each in a process of its own: so a machine that changes its speed changes it for all
+(compare ratios, not seconds), and none idles where another one is measured. `get` is
+`x.compute(scheduler=…)`, `compute` is `client.compute(x)`. What our backends send and store is
+counted in clusters of their own. On Lithops each task is a process: give it few.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import gc
 import statistics
 import sys
 import time
@@ -25,8 +25,9 @@ from typing import Any
 
 from dask.utils import format_bytes
 
+from benchmarks.apart import Apart
 from benchmarks.arguments import UsageError, positive
-from benchmarks.backends import BACKENDS, WORKERS, Backend, is_installed
+from benchmarks.backends import BACKENDS, WORKERS, is_installed
 from benchmarks.counting import Counts, per_edge
 from benchmarks.document import document, outputs, write
 from benchmarks.workloads import WORKLOADS, Sized, describe
@@ -152,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     timelines: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        backends = [stack.enter_context(BACKENDS[name]()) for name in names]
+        backends = [stack.enter_context(Apart(name)) for name in names]
         for each in chosen:
             print(f"\n{each}\n{ROW.format(*HEAD)}".rstrip(), flush=True)
             if options.counts:
@@ -169,31 +170,23 @@ def run(options: argparse.Namespace) -> int:
 class Measured:
     """The runs of one workload on one backend through one entry."""
 
-    backend: Backend
+    backend: Apart
     entry: str
     correct: bool
     seconds: list[float] = dataclasses.field(default_factory=list)
 
-    def call(self, collection: Any) -> Any:
-        """Compute it."""
-        return self.backend.entries[self.entry](collection)
 
-
-def measure(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[str, Any]]:
+def measure(each: Sized, backends: Sequence[Apart], repeat: int) -> list[dict[str, Any]]:
     """Check, warm up, time the backends in turn, and count; the rows."""
     expected = each.expected()
     measured = [
-        Measured(backend, entry, same(call(each.make()), expected))
+        Measured(backend, entry, same(backend.value(entry, each), expected))
         for backend in backends
-        for entry, call in backend.entries.items()
+        for entry in backend.entries
     ]
     for _ in range(repeat):
         for some in measured:
-            collection = each.make()
-            gc.collect()
-            started = time.perf_counter()
-            some.call(collection)
-            some.seconds.append(time.perf_counter() - started)
+            some.seconds.append(some.backend.seconds(some.entry, each))
     optimise = {
         ours: statistics.median(optimise_seconds(each.make(), ours=ours) for _ in range(OPTIMISED))
         for ours in (True, False)
@@ -202,7 +195,7 @@ def measure(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[
     for some in measured:
         base = next(m for m in measured if m.entry == some.entry)
         ratios = [b / a for a, b in zip(base.seconds, some.seconds, strict=True)]
-        counts = some.backend.count(some.entry, each.make, repeat) if some.backend.count else None
+        counts = some.backend.count(some.entry, each, repeat) if some.backend.counts else None
         rows.append(
             {
                 **_row(each, some.backend.name, some.entry, some.correct, counts),
@@ -215,15 +208,15 @@ def measure(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[
     return rows
 
 
-def count(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[str, Any]]:
+def count(each: Sized, backends: Sequence[Apart], repeat: int) -> list[dict[str, Any]]:
     """Check, then count, and what one write and one read for each edge of the graph would be."""
     expected = each.expected()
     rows = []
     for backend in backends:
-        if backend.count is None:
+        if not backend.counts:
             continue
-        correct = same(backend.entries["compute"](each.make()), expected)
-        counts = backend.count("compute", each.make, repeat)
+        correct = same(backend.value("compute", each), expected)
+        counts = backend.count("compute", each, repeat)
         rows.append(_row(each, backend.name, "compute", correct, counts))
         print(line(rows[-1]), flush=True)
     edges = per_edge(each.make())
@@ -240,16 +233,16 @@ def count(each: Sized, backends: Sequence[Backend], repeat: int) -> list[dict[st
     return rows
 
 
-def trace(each: Sized, backends: Sequence[Backend]) -> list[dict[str, Any]]:
+def trace(each: Sized, backends: Sequence[Apart]) -> list[dict[str, Any]]:
     """One more run on each backend that tells who is busy when."""
     return [
         {
             "workload": each.workload.name,
             "backend": backend.name,
-            "lanes": backend.trace(each.make()),
+            "lanes": backend.trace(each),
         }
         for backend in backends
-        if backend.trace is not None
+        if backend.traces
     ]
 
 

@@ -51,6 +51,8 @@ UNSTARTED = 60
 """How often an executor that never began is invoked again. With a grace that doubles up to eight
 times over, that is more than an hour for the default of 10 s: it may wait for a free sandbox."""
 
+FEW = 10_000
+"""Tasks whose first executors are found on the loop."""
 LAST_WORD = 1.0
 """Seconds to cancel a job when one of its servers does not answer."""
 
@@ -236,7 +238,9 @@ class Job:
         return manifest, batch or []
 
     async def _start(self, upload: Upload, manifest: bytes, rest: Batch) -> None:
-        groups = upload.groups()
+        # Of many tasks that takes seconds, of a few less than a thread.
+        many = len(upload.plan) > FEW
+        groups = await self._in_thread(upload.groups) if many else upload.groups()
         records = [(str(index), leaves) for index, leaves in enumerate(groups)]
         # Events are got ready while the job is created, and leave when it is.
         async with _meanwhile(self._create(upload, manifest, records, rest)) as creating:
