@@ -71,13 +71,14 @@ class Apart:
         return lanes
 
     def _ask(self, *words: Any) -> Any:
-        self._pipe.send(words)
+        with contextlib.suppress(BrokenPipeError):  # It will not answer.
+            self._pipe.send(words)
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             answer, error = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RuntimeError(f"The process of {self.name} has died.") from None
         if error is not None:
             raise error

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dask import delayed
 
 from benchmarks import counting
 from benchmarks.__main__ import main
+from benchmarks.apart import Apart
+from benchmarks.workloads import WORKLOADS, Sized, Workload
 
 SMALLEST = ("chain1000", "--size", "length=2")
 COUNTS = (
@@ -87,3 +90,30 @@ def test_chaos(tmp_path: Path) -> None:
     assert row["calm_invocations"] == row["calm_begins"] == 1
     assert min(row["invocations"], row["begins"]) >= 1
     assert min(row["faults"][kind] for kind in ("throttle", "duplicate")) >= 1, "by that seed"
+
+
+def broken(message: str) -> Any:
+    return delayed(refuse)(message)
+
+
+def refuse(message: str) -> None:
+    raise LookupError(message)
+
+
+def test_a_backend_apart_raises_what_it_raises_there() -> None:
+    size: Any = {"message": "not there"}
+    each = Sized(Workload("broken", "", broken, size, size), "small", size)
+    with Apart("dask-sync") as backend:
+        with pytest.raises(LookupError, match="not there"):
+            backend.value("get", each)
+        assert backend.entries == ["get"]
+        assert not backend.counts
+        assert backend.value("get", WORKLOADS["chain1000"].sized(["length=3"])) == 3
+        assert backend.seconds("get", WORKLOADS["chain1000"].sized(["length=3"])) > 0
+
+
+def test_a_backend_apart_may_die() -> None:
+    with Apart("dask-sync") as backend:
+        backend._process.kill()
+        with pytest.raises(RuntimeError, match="dask-sync has died"):
+            backend.value("get", WORKLOADS["chain1000"].sized(["length=3"]))
