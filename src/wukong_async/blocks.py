@@ -321,6 +321,7 @@ def _decode_calls(
     """
     specs, programs = block.specs, block.programs
     *told, plain, counts, consumers, degrees, requested, limits = columns
+    wanted = frozenset(requested)
     known: list[Any] = []
     at = 0
     tasks = zip(range(first, first + len(counts)), *told, counts, strict=True)
@@ -336,9 +337,9 @@ def _decode_calls(
         tries = NO_LIMITS
         if limits and number - first in limits:
             tries = Limits(*limits[number - first])
-        wanted = bool(requested) and number - first in requested
+        result = number - first in wanted
         limited = tries.timeout is not None
-        spec = (number, inputs, mine, their, wanted, literals, edge + at, limited, name)
+        spec = (number, inputs, mine, their, result, literals, edge + at, limited, name)
         specs.append(tuple.__new__(TaskSpec, spec))
         call = (key, known[function], takes, sources, constants, tries)
         programs[number] = tuple.__new__(CallProgram, call)

@@ -1175,9 +1175,9 @@ def _are_closed(
     total = [0.0, *accumulate(seconds)]
     ends = [*(group[0] for group in groups[1:]), len(seconds)]
     own = [total[end] - total[group[0]] for group, end in zip(groups, ends, strict=True)]
-    share = total[-1] / len(groups)
+    share, slack = total[-1] / len(groups), 1e-9 * total[-1]  # Sums are not exact.
     closed = _closed(specs, seconds, groups)
-    return all(c >= min(mine, share) / 2 for c, mine in zip(closed, own, strict=True))
+    return all(c >= min(mine, share) / 2 - slack for c, mine in zip(closed, own, strict=True))
 
 
 def _moved(
