@@ -53,8 +53,8 @@ REHEARSAL = 4
 """Tasks of an earlier job, where `wukong-first` is not measured."""
 EASY, STEEPNESS, LEAST_DILATION = 150, 1.1, 0.05
 """So many executors that begin at once are no load for this machine, and twice as many need a
-little more than twice as much time. With few there is time to spare, and CPU may weigh more: that
-only makes them look worse."""
+little more than twice as much time. With few there is time to spare: where a run would take longer
+than `LONGEST`, CPU weighs more, which only makes it look worse."""
 LONGEST = 60.0
 """Seconds that a run may take here, ideally; what would take longer is computed, not measured."""
 SAMPLE = 0.25
@@ -253,10 +253,10 @@ def measure(
 ) -> Iterator[Row]:
     """The ideal, and each engine."""
     platform = replace(platform, executors=point.executors)
-    dilation = dilation or dilation_for(min(point.executors, platform.burst))
     ideal = platform.ideal(point.tasks, point.seconds, point.path)
+    dilation = dilation or dilation_for(min(point.executors, platform.burst), ideal)
     yield _ideal(point, "ideal", ideal)
-    if point.executors == 1 and ideal * dilation > LONGEST:
+    if point.executors == 1 and ideal * LEAST_DILATION > LONGEST:
         yield from (_ideal(point, engine, ideal) for engine in engines)
         return
     cloud.forget(dilation)
@@ -267,9 +267,9 @@ def measure(
         yield _measured(cloud, point, platform, dilation, engine, ideal)
 
 
-def dilation_for(executors: int) -> float:
-    """How much slower everything is by default, if as many begin at once."""
-    return max(LEAST_DILATION, (executors / EASY) ** STEEPNESS)
+def dilation_for(executors: int, ideal: float) -> float:
+    """How much slower everything is by default, if as many begin at once and it takes so long."""
+    return max(LEAST_DILATION, min(1.0, LONGEST / ideal), (executors / EASY) ** STEEPNESS)
 
 
 def _ideal(point: Point, engine: str, ideal: float) -> Row:
