@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
+import os
+import subprocess
+import sys
 import time
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.backends import BACKENDS, Backend, Lane
@@ -32,13 +35,17 @@ class Apart:
         self.entries: list[str] = []
         self.counts = self.traces = False
         """Whether the backend can do that."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, self._theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(name, self._theirs))
 
     def __enter__(self) -> Self:
-        self._process.start()
-        self._theirs.close()
+        self._pipe, theirs = Pipe()
+        # Not by `multiprocessing`, which starts another process that stays.
+        with theirs:
+            path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, self.name, str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+                pass_fds=[theirs.fileno()],
+            )
         try:
             self.entries, self.counts, self.traces = self._answer()
         except BaseException:
@@ -48,8 +55,7 @@ class Apart:
 
     def __exit__(self, *_: object) -> None:
         self._pipe.close()
-        self._process.join()
-        self._process.close()
+        self._process.wait()
 
     def value(self, entry: str, each: Sized) -> Any:
         """What a workload comes to, called by an entry of `Backend.entries`."""
@@ -129,3 +135,7 @@ def _travelling(error: Exception) -> Exception:
         wire.loads(wire.join(wire.dumps(error)))
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], Connection(int(sys.argv[2])))
