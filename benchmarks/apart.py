@@ -13,13 +13,16 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.backends import BACKENDS, Backend, Lane
 from benchmarks.counting import Counts
 from benchmarks.workloads import Sized
 from wukong_async import wire
+from wukong_async.local.cluster import python_path
+
+GONE = (EOFError, BrokenPipeError, KeyboardInterrupt)
+"""What a process hears when nobody wants to know any more."""
 
 
 class Apart:
@@ -40,10 +43,9 @@ class Apart:
         self._pipe, theirs = Pipe()
         # Not by `multiprocessing`, which starts another process that stays.
         with theirs:
-            path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, self.name, str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+                env={**os.environ, "PYTHONPATH": python_path()},
                 pass_fds=[theirs.fileno()],
             )
         try:
@@ -93,7 +95,10 @@ class Apart:
 
 def _serve(name: str, pipe: Connection) -> None:
     """Answer until nobody asks any more."""
-    with contextlib.suppress(EOFError, KeyboardInterrupt), contextlib.ExitStack() as stack:
+    with (
+        contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt),
+        contextlib.ExitStack() as stack,
+    ):
         try:
             backend = stack.enter_context(BACKENDS[name]())
             can = list(backend.entries), backend.count is not None, backend.trace is not None
@@ -104,11 +109,9 @@ def _serve(name: str, pipe: Connection) -> None:
         while True:
             words = pipe.recv()
             try:
-                answer = _done(backend, *words)
-            except Exception as error:
+                pipe.send((_done(backend, *words), None))
+            except Exception as error:  # Perhaps the answer does not pickle.
                 pipe.send((None, _travelling(error)))
-            else:
-                pipe.send((answer, None))
 
 
 def _done(backend: Backend, verb: str, *words: Any) -> Any:
@@ -134,7 +137,7 @@ def _travelling(error: Exception) -> Exception:
     with contextlib.suppress(Exception):
         wire.loads(wire.join(wire.dumps(error)))
         return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    return RuntimeError(f"{type(error).__name__}: {wire.text_of(error)}")
 
 
 if __name__ == "__main__":

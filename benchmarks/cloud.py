@@ -38,7 +38,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import psutil
@@ -50,6 +49,7 @@ from wukong_async.errors import ClusterError
 from wukong_async.executor import Service, incarnation
 from wukong_async.invocation import PING, Invocation
 from wukong_async.invoker import Invoker
+from wukong_async.local.cluster import python_path
 from wukong_async.local.function import InvocationType
 from wukong_async.local.valkey import Valkey
 from wukong_async.loops import new_event_loop
@@ -320,10 +320,9 @@ def _cpu_of(process: psutil.Process) -> float:
 @contextlib.contextmanager
 def _process(valkey: Valkey, *arguments: str) -> Iterator[str]:
     """A process of this module: the first thing that it says."""
-    path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": python_path(),
         "MALLOC_ARENA_MAX": "2",  # Each of thousands of threads would have its own.
     }
     with subprocess.Popen(

@@ -10,8 +10,8 @@ are None for most tasks.
 
 Where all tasks are mere calls (`Call` instead of a node), a block is a list of columns, `Calls`,
 pickled in one go, and the functions that they call, pickled one by one. Nothing in a column is of a
-type that could fail to come back. Such tasks take half of the bytes that Dask's nodes take, a
-quarter of the time to write them and a third of it to read them.
+type that could fail to come back. Such tasks take two thirds of the bytes that Dask's nodes take,
+and a quarter of the time to write and to read them.
 """
 
 from __future__ import annotations

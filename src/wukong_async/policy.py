@@ -1151,12 +1151,12 @@ def _by_work(
     return max(cut(high), cut(high * (1 + END_SLACK)), key=len)
 
 
-def _closed(
+def _are_closed(
     specs: Sequence[TaskSpec], seconds: Sequence[float], groups: Sequence[Sequence[int]]
-) -> list[float]:
-    """Seconds of the tasks that each group can run without the others."""
+) -> bool:
+    """Whether each group can run half of its share without the others."""
     owners = {leaf: index for index, group in enumerate(groups) for leaf in group}
-    work = [0.0] * len(groups)
+    closed = [0.0] * len(groups)
     for spec in specs:
         owner = owners.get(spec.number, -1)
         if spec.inputs:
@@ -1164,19 +1164,11 @@ def _closed(
             owner = found.pop() if len(found) == 1 else -1
             owners[spec.number] = owner
         if owner >= 0:
-            work[owner] += seconds[spec.number]
-    return work
-
-
-def _are_closed(
-    specs: Sequence[TaskSpec], seconds: Sequence[float], groups: Sequence[Sequence[int]]
-) -> bool:
-    """Whether each group can run half of its share without the others."""
+            closed[owner] += seconds[spec.number]
     total = [0.0, *accumulate(seconds)]
     ends = [*(group[0] for group in groups[1:]), len(seconds)]
     own = [total[end] - total[group[0]] for group, end in zip(groups, ends, strict=True)]
     share, slack = total[-1] / len(groups), 1e-9 * total[-1]  # Sums are not exact.
-    closed = _closed(specs, seconds, groups)
     return all(c >= min(mine, share) / 2 - slack for c, mine in zip(closed, own, strict=True))
 
 

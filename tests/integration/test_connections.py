@@ -34,6 +34,15 @@ async def another_valkey() -> AsyncIterator[Valkey]:
         server.stop()
 
 
+@pytest.fixture
+async def narrow(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> JobStore:
+    """A store of one job, whose requests take a kilobyte."""
+    monkeypatch.setattr("wukong_async.store.job.BATCH_BYTES", 1000)
+    store = JobStore(connections, secrets.token_hex(4))
+    await store.open(600)
+    return store
+
+
 async def test_a_killed_connection_is_no_answer(connections: Connections) -> None:
     async def kill() -> None:
         await connections.command(0, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -79,17 +88,14 @@ async def test_what_a_job_needs_is_put_as_it_is_created(connections: Connections
 
 
 async def test_what_a_job_needs_may_be_too_much_for_one_request(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: Connections, narrow: JobStore
 ) -> None:
-    monkeypatch.setattr("wukong_async.store.job.BATCH_BYTES", 1000)
-    store = JobStore(connections, secrets.token_hex(4))
-    await store.open(600)
     objects: list[tuple[str, wire.Segments]] = [(f"b{i}", [bytes([i]) * 700]) for i in range(3)]
-    assert await store.create(tiny_job(), objects) is Status.OK
-    assert await store.get(["b0", "b2"], [700, 700]) == [bytes(700), b"\2" * 700]
-    await store.cancel(JobState.CANCELLED, b"")
-    await store.finish()
-    assert await store.create(tiny_job(), objects) is Status.GONE
+    assert await narrow.create(tiny_job(), objects) is Status.OK
+    assert await narrow.get(["b0", "b2"], [700, 700]) == [bytes(700), b"\2" * 700]
+    await narrow.cancel(JobState.CANCELLED, b"")
+    await narrow.finish()
+    assert await narrow.create(tiny_job(), objects) is Status.GONE
     assert of_jobs(await connections.command(0, "KEYS", "*")) == []
 
 
@@ -187,17 +193,12 @@ async def test_a_shard_keeps_its_objects_when_another_joins() -> None:
     assert 200 < len(moved) < 400
 
 
-async def test_large_values_travel_in_parts_and_batches(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wukong_async.store.job.BATCH_BYTES", 1000)
-    store = JobStore(connections, secrets.token_hex(4))
-    await store.open(600)
+async def test_large_values_travel_in_parts_and_batches(narrow: JobStore) -> None:
     objects: list[tuple[str, wire.Segments]] = [(f"o{i}.0", [bytes([i]) * 700]) for i in range(10)]
-    assert await store.put(objects, 600) is Status.OK
-    found = await store.get([name for name, _ in objects], [700] * 10)
+    assert await narrow.put(objects, 600) is Status.OK
+    found = await narrow.get([name for name, _ in objects], [700] * 10)
     assert found == [segments[0] for _, segments in objects]
-    await store.finish()
+    await narrow.finish()
 
 
 @pytest.mark.parametrize("by", ["its client", "an executor"])

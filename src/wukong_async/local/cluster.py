@@ -60,6 +60,11 @@ class ClusterStats:
     """Faults injected, by kind: those of the `Faults` that the cluster was given."""
 
 
+def python_path() -> str:
+    """The PYTHONPATH of a child that is to import what this process can."""
+    return os.pathsep.join(str(Path.cwd()) if entry == "" else entry for entry in sys.path)
+
+
 class LocalCluster:
     """A private Valkey and a loopback Lambda with `n_workers` sandboxes, on this machine.
 
@@ -340,11 +345,10 @@ class LocalCluster:
         }
         cores = usable_cores() // self.n_workers
         # A sandbox imports what its parent can: the user's own modules included.
-        path = [str(Path.cwd()) if entry == "" else entry for entry in sys.path]
         return {
             **os.environ,
             **blas_environment(self.threads_per_executor, cores, os.environ),
-            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONPATH": python_path(),
             "AWS_ACCESS_KEY_ID": LOOPBACK_KEY,
             "AWS_SECRET_ACCESS_KEY": LOOPBACK_KEY,
             **{f"DASK_WUKONG__{name.upper()}": repr(value) for name, value in settings.items()},

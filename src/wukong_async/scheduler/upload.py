@@ -156,16 +156,17 @@ class Upload:
     @property
     def costs(self) -> Costs:
         """What sharing is believed to cost."""
-        return recalled(self.seen)[1] or Costs()
+        place = dict(item for item in self.seen.items() if not item[0])
+        return recalled(place)[1] or Costs()
 
     def groups(self) -> list[list[int]]:
         """The leaves that each of the first executors begins with."""
-        estimates, _ = recalled(self.seen)
+        estimates, costs = recalled(self.seen)
         return first_groups(
             self.plan.specs,
             self.plan.leaves,
             list(map(estimates.get, self._names)) if estimates else [],
-            self.costs,
+            costs or Costs(),
             self.settings.max_concurrency,
             self.settings.leaf_batch,
             self.settings.threads_per_executor or 1,
