@@ -376,10 +376,9 @@ class Executor:
             if self.engine.state is State.WORK:
                 sharing = self.policy.look(self.engine, world.now, self._running())
                 if sharing is not None:
-                    if sharing.ask:
-                        self.engine.ask()
-                    else:
-                        self.engine.share(sharing.arrive, sharing.probe, sharing.offers)
+                    self.engine.share(
+                        sharing.arrive, sharing.probe, sharing.offers, ask=sharing.ask
+                    )
             actions = self.engine.next_actions()
             for action in actions:
                 self._perform(action)

@@ -207,6 +207,9 @@ class Advice(Protocol):
     def may_read_ahead(self) -> bool:
         """Whether to read inputs of more than the next task, as others may take the rest."""
 
+    def urgent(self, engine: Engine, tasks: Sequence[int]) -> Collection[int]:
+        """Those of the frontier that others wait for, and that are to run before all else."""
+
     def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """Fan-ins to tell, and to probe, while so many bytes are read and nothing can be run."""
 
@@ -230,6 +233,10 @@ class NoAdvice:
     def may_read_ahead(self) -> bool:
         """See `Advice`."""
         return True
+
+    def urgent(self, engine: Engine, tasks: Sequence[int]) -> Collection[int]:
+        """See `Advice`."""
+        return ()
 
     def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """See `Advice`."""
@@ -262,6 +269,7 @@ class Engine:
     _marks: dict[int, set[int]]  # with inputs that are in no store,
     _missing: dict[int, set[int]]  # and those of them that are not in memory either.
     _frontier: list[int]  # What of it can run:
+    _urgent: frozenset[int]  # these before what is ready,
     _head: int  # tasks before this have been scheduled,
     _window: int  # before this have their inputs in memory or asked for,
     _ahead: int  # before this have their blocks loaded or asked for.
@@ -707,18 +715,13 @@ class Engine:
             self._actions.append(Load(wanted))
         return bool(missing)
 
-    def ask(self) -> bool:
-        """Form a soft commit that says nothing, to hear how many slots are free."""
-        if self.is_busy:
-            return False
-        self._tell((), ())
-        return True
-
     def share(
         self,
         arrive: Iterable[int] = (),
         probe: Iterable[int] = (),
         offers: Iterable[Sequence[int]] = (),
+        *,
+        ask: bool = False,
     ) -> bool:
         """Form a soft commit, if none is under way and there is something to say.
 
@@ -732,13 +735,15 @@ class Engine:
             inputs has been published.
         offers
             Groups of `offerable` tasks, each for a new executor.
+        ask
+            Form one even if there is nothing to say, to hear how many slots are free.
         """
         if self.is_busy:
             return False
         groups = tuple(tuple(group) for group in offers if group)
         arrivals = self._arrivals(arrive)
         probes = self._probes(probe)
-        if not (groups or arrivals or probes):
+        if not (groups or arrivals or probes or ask):
             return False
         told = [d for _, _, edges in arrivals for d in edges.values()]
         for task in (t for group in groups for t in group):
@@ -776,6 +781,7 @@ class Engine:
         self._marks = {task: set(inputs) for task, inputs in marks}
         self._missing = {task: set(inputs) for task, inputs in marks}
         self._frontier = sorted(self._mine.difference(self._missing))
+        self._urgent = frozenset()
         self._head = self._window = self._ahead = 0
         self._stack, self._starved, self._fed = [], [], set()
         self._stalled, self._unasked = {}, []
@@ -903,7 +909,7 @@ class Engine:
                 break
             if several:
                 is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
-            if stack and len(self._starved) < STARVED_MOST:
+            if stack and len(self._starved) < STARVED_MOST and not self._is_urgent():
                 spec = specs[stack[-1]]
                 if steps and spec.limited:
                     break
@@ -987,6 +993,12 @@ class Engine:
             return False
         self._starved.append(spec.number)
         return True
+
+    def _is_urgent(self) -> bool:
+        """Whether the next task of the frontier goes before what is ready."""
+        if not self._urgent or self._head == self._window:
+            return False
+        return self._frontier[self._head] in self._urgent
 
     def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
         if self._head == self._window:
@@ -1178,11 +1190,26 @@ class Engine:
             if not self._runs_here(task):
                 self._frontier.append(task)
         self._frontier[self._window :] = sorted(self._frontier[self._window :])
+        if any(reply.accepted):
+            self._hurry()
         self._ahead = self._window
         for task, inputs in list(self._marks.items()):
             inputs.difference_update(d for d, _ in commit.publish)
             if not inputs:
                 del self._marks[task]
+
+    def _hurry(self) -> None:
+        """Have those first that others wait for."""
+        head, window, frontier = self._head, self._window, self._frontier
+        self._urgent = frozenset(self.advice.urgent(self, frontier[head:]))
+
+        def late(task: int) -> bool:
+            return task not in self._urgent
+
+        if self._urgent:  # What has its inputs here, or has asked for them, stays before the rest.
+            frontier[head:] = sorted(frontier[head:window], key=late) + sorted(
+                frontier[window:], key=late
+            )
 
     def _runs_here(self, task: int) -> bool:
         """Whether a task that was claimed has or will run without being of the frontier.

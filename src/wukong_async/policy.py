@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -27,6 +27,8 @@ LEAST_START = 0.005
 """Seconds that no start is taken to be shorter than: so much passes before anybody is of use."""
 RECENT = 4
 """A cost is the mean of about as many last measurements."""
+DOUBT = 1.5
+"""How many times as high a bandwidth is believed to be after a job in which it was not measured."""
 REMEMBERED = 4
 """What is remembered from other jobs counts as much as so many tasks of this one."""
 LONGEST_NAME = 100
@@ -43,6 +45,8 @@ BLIND_STARTS_FAN_IN = 4
 SHARED, LEAST_SPARE = 0.9, 1
 """As many executors as so much of the work is worth starts, less so many (W2): the last ones cost
 the most for what they bring."""
+MOST_READERS = 64
+"""Readers of an output, and inputs of one of them, that are looked at to see who waits for it."""
 MOST_EDGES = 10_000
 """Inputs that are told or probed in one commit: a larger one holds up others."""
 LEAST_WORK = 0.05
@@ -111,6 +115,10 @@ class Meter:
     def __init__(self) -> None:
         self.costs = Costs()
         self._counts: Counter[str] = Counter()
+        self._best = 0.0
+        """The highest bandwidth that was measured or believed."""
+        self._moved = False
+        """Whether it was measured since the last doubt."""
 
     @property
     def measured(self) -> bool:
@@ -121,15 +129,30 @@ class Meter:
         """What others have found."""
         heard = {n: value for n, value in asdict(costs).items() if not self._counts[n]}
         self.costs = replace(self.costs, **heard)
+        self._best = max(self._best, self.costs.bandwidth)
+
+    def doubt(self) -> None:
+        """Another job begins: a bandwidth that was not measured in the last one may be better now.
+
+        Else a store that was slow once, say while it was given its memory, would never be measured
+        again, where that keeps all work in one place.
+        """
+        if not self._moved and self._counts["bandwidth"]:
+            doubted = min(self._best, DOUBT * self.costs.bandwidth)
+            self.costs = replace(self.costs, bandwidth=doubted)
+            self._counts["bandwidth"] = 1
+        self._moved = False
 
     def saw(self, name: str, value: float) -> None:
         """One of the costs was measured."""
         value = max(value, LEAST_START) if name == "start" else value
         before = getattr(self.costs, name)
         self._counts[name] = min(self._counts[name] + 1, RECENT)
-        if value < before / 2:  # What was slow the first time is seldom so again.
+        better = value > 2 * before if name == "bandwidth" else value < before / 2
+        if better:  # What was slow the first time is seldom so again.
             self._counts[name] = min(self._counts[name], 2)
         if name == "bandwidth":  # What is averaged is the time that a byte takes.
+            self._best, self._moved = max(self._best, value), True
             after = 1 / (1 / before + (1 / value - 1 / before) / self._counts[name])
         else:
             after = before + (value - before) / self._counts[name]
@@ -322,6 +345,8 @@ class Policy:
         """First task of a group that is offered → where in the plan what goes with it ends."""
         self._given: list[tuple[int, int]] = []
         """Ranges of the plan that were given away."""
+        self._gave = self._gave_first = False
+        """Whether something was, or was for the first time, since the last look."""
         self._next_offer = 0.0
         self._next_ask = 0.0
         self._learning = False
@@ -359,6 +384,26 @@ class Policy:
     def may_read_ahead(self) -> bool:
         """Not while it is about to be seen what of it others may take."""
         return not self._learning
+
+    def urgent(self, engine: Engine, tasks: Sequence[int]) -> Collection[int]:
+        """Ready tasks whose output is all that somebody waits for who was given work (W6)."""
+        if self._hold is not None:
+            return ()
+        return {task for task in tasks if self._is_awaited(engine, task)}
+
+    def _is_awaited(self, engine: Engine, task: int) -> bool:
+        spec = engine.spec(task)
+        return spec is not None and any(
+            self._was_given(consumer) and self._waits_only_for(engine, consumer, task)
+            for consumer in spec.consumers[-MOST_READERS:]
+        )
+
+    def _waits_only_for(self, engine: Engine, consumer: int, task: int) -> bool:
+        """Whether all other inputs of a task are to be made by others."""
+        inputs = self._inputs(engine, consumer)
+        return 1 < len(inputs) <= MOST_READERS and all(
+            d == task or not self._is_ours(engine, d) for d in inputs
+        )
 
     def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """While much is read and nothing can be run: who has no company to wait for (W6)."""
@@ -443,20 +488,41 @@ class Policy:
         accepted = reply.accepted
         if len(reply.claims) > 1:
             self._next_offer = 0.0  # Before all of their inputs are read.
+        for task in reply.claims:
+            self._read_once(engine, task, now)
         self._given += [
             self.span_of(group) for group, yes in zip(offers, accepted, strict=False) if yes
         ]
         if any(accepted):
-            self._ours.clear()
-            self._awaiting.clear()
-            self._awaited.clear()
-        if self.alone and any(accepted):
+            self._gave, self._gave_first = True, self._gave_first or self.alone
             self.alone = False
-            made = dict.fromkeys(d for edges in engine.pending.values() for _, d in edges)
-            for task in made:
-                spec = engine.spec(task)
-                if spec is not None and engine.is_done(task):
-                    self._hold_back(engine, spec, now)
+
+    def _give(self, engine: Engine, now: float) -> None:
+        """The engine has seen that work was given away: what nobody has waited for may be now."""
+        self._ours.clear()
+        self._awaiting.clear()
+        self._awaited.clear()
+        made = dict.fromkeys(
+            d
+            for consumer, edges in engine.pending.items()
+            if self._gave_first or self._awaits_given(engine, consumer)
+            for _, d in edges
+        )
+        self._gave = self._gave_first = False
+        for task in made:
+            spec = engine.spec(task)
+            if spec is not None and engine.is_done(task):
+                self._hold_back(engine, spec, now)
+
+    def _read_once(self, engine: Engine, task: int, now: float) -> None:
+        """Before a claimed task reads an input, probe again what else waits for that."""
+        for d in self._inputs(engine, task):
+            source = engine.spec(d)
+            if source is None or engine.is_mine(d) or not self._size(engine, source):
+                continue
+            for consumer in self._probed.keys() & source.consumers:
+                del self._probed[consumer]
+                self._due[consumer] = self._next_due = now
 
     def seen(self, now: float) -> dict[str, list[float]]:
         """What somebody who is given work should know, as it travels: see `remembered`.
@@ -487,6 +553,8 @@ class Policy:
         self._begun = now if self._begun is None else self._begun
         if engine.is_busy:
             return None  # The answer is a reason to look again.
+        if self._gave:
+            self._give(engine, now)
         arrive, probe = self._outputs(engine, now)
         groups: list[tuple[Sequence[int], int]] = []
         ask = False
@@ -922,7 +990,7 @@ class Policy:
                 cut = min(
                     near,
                     key=lambda i, end=end: (  # type: ignore[misc]
-                        abs(beyond[i] - beyond[end] - share)
+                        abs(beyond[i] - beyond[end] - share) / 2
                         + 2 * crossing.get(queue[i], 0.0) / self.costs.bandwidth
                     ),
                     default=cut,

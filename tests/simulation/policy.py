@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -35,6 +35,8 @@ class Policy:
     """How often what an input made here waits for is told, or probed, with nothing else to do."""
     known: float = 1.0
     """How often it is known how long a task takes: else it ends a Run."""
+    urgent: float = 0.0
+    """How often somebody is said to wait for a task of the frontier."""
 
     def whims(self, rng: Random) -> None:
         """Choose the rest, in a way that leaves other choices of the seed as they are."""
@@ -42,6 +44,8 @@ class Policy:
             self.spill, self.ask = rng.choice((0.0, 0.0, 0.02)), rng.choice((0.0, 0.0, 0.02))
             self.last, self.known = rng.choice((0.0, 0.3)), rng.choice((1.0, 1.0, 0.7))
         self.take_back = rng.choice((0.0, 0.3, 1.0))
+        if self.offer:
+            self.urgent = rng.choice((0.0, 0.3))
 
     @classmethod
     def random(cls, rng: Random) -> Policy:
@@ -59,7 +63,7 @@ class Policy:
         if rng.random() < self.spill:
             engine.spill()
         elif rng.random() < self.ask:
-            engine.ask()
+            engine.share(ask=True)
 
     def share(self, engine: Engine, rng: Random) -> None:
         """Have an executor say something to others, if it can and luck will have it."""
@@ -93,6 +97,10 @@ class Guess:
 
     def may_read_ahead(self) -> bool:
         return self.policy.known == 1.0 or self.rng.random() < self.policy.known
+
+    def urgent(self, engine: Engine, tasks: Sequence[int]) -> Collection[int]:
+        urgent = self.policy.urgent
+        return {task for task in tasks if urgent and self.rng.random() < urgent}
 
     def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         return self.at_last(engine.pending)

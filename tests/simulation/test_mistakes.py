@@ -72,6 +72,7 @@ IMPATIENT = Weather(Faults(), replace(SHARING, take_back=0.7))
 CRASHES_IMPATIENT = Weather(
     Faults(crash=0.06, sleep=0.02), Policy(arrive=0.3, offer=0.3, take_back=1.0)
 )
+HURRIED = Weather(Faults(), replace(SHARING, urgent=0.5))
 INTERRUPTED = Weather(Faults(lose_request=0.2, cancel=0.05), ALONE)
 WEATHERS = (
     BUSY,
@@ -87,6 +88,7 @@ WEATHERS = (
     LOSSES,
     DEATHS,
     IMPATIENT,
+    HURRIED,
     INTERRUPTED,
 )
 

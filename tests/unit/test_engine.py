@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from wukong_async import engine as engine_module
 from wukong_async.engine import (
     Action,
+    Advice,
     Begin,
     Delete,
     Drop,
@@ -20,6 +21,7 @@ from wukong_async.engine import (
     Invoke,
     InvokeAgain,
     Load,
+    NoAdvice,
     Publish,
     Run,
     Send,
@@ -384,10 +386,16 @@ class Stepwise:
     """An engine one Run at a time, so that it can be asked to share in between."""
 
     def __init__(
-        self, plan: Plan, frontier: Sequence[int], *, threads: int = 1, **begun: Any
+        self,
+        plan: Plan,
+        frontier: Sequence[int],
+        *,
+        threads: int = 1,
+        advice: Advice | None = None,
+        **begun: Any,
     ) -> None:
         self.plan = plan
-        self.engine = Engine(threads=threads)
+        self.engine = Engine(advice, threads=threads)
         self.seen: list[Action] = []
         self.sent: list[Commit] = []
         self.runs: list[tuple[int, ...]] = []
@@ -463,6 +471,47 @@ def test_what_arrives_early_is_published_with_it_and_told_once() -> None:
     assert job.sent[1] == Commit(
         passed=3, stay=(), publish=((1, 1), (2, 1)), arrivals=((4, 4, 2),)
     ), "what was told is not told again"
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_a_question_goes_with_what_there_is_to_say() -> None:
+    job = Stepwise(wide(4), [0, 1, 2])
+    assert job.share(ask=True)
+    assert job.sent == [Commit()], "there is nothing"
+    job.reply(free=3)
+    assert job.engine.free == 3
+    job.ran()
+    assert job.share(arrive=[4], ask=True)
+    assert job.sent[1].arrivals == ((4, 4, (0,)),)
+
+
+class Hasty(NoAdvice):
+    """Some are to be first."""
+
+    def urgent(self, engine: Engine, tasks: Sequence[int]) -> Collection[int]:
+        return {task for task in tasks if task % 6 == 1}
+
+
+@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.parametrize("window", [1, 100])
+def test_once_work_is_given_away_what_others_wait_for_goes_first(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "LOAD_AHEAD", window)
+    # Ten chains of three, of which the first tasks have run elsewhere.
+    graph = {i: [] if i % 3 == 0 else [i - 1] for i in range(30)}
+    frontier = range(1, 30, 3)
+    job = Stepwise(make_plan(graph, range(2, 30, 3)), frontier, advice=Hasty())
+    assert job.share(offers=[frontier[-2:]])
+    job.reply(accepted=(True,))
+    while job.engine.state is State.WORK:
+        job.ran()
+    order = [task for run in job.runs for task in run]
+    assert sorted(order) == [i for i in range(24) if i % 3], "all but what was given away"
+    if window == 1:  # What 4 reads is here, and that of the others has not been asked for.
+        assert order == [1, 2, 4, 7, 13, 19, 20, 14, 8, 5, 10, 11, 16, 17, 22, 23]
+    else:
+        assert order == [1, 7, 13, 19, 20, 14, 8, 2, 4, 5, 10, 11, 16, 17, 22, 23]
 
 
 @pytest.mark.usefixtures("one_by_one")

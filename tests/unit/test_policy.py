@@ -144,6 +144,42 @@ def test_of_bandwidths_the_time_is_averaged() -> None:
     assert meter.costs.bandwidth == pytest.approx(200.0)
 
 
+def test_what_was_slow_once_counts_less_than_what_is_faster_now() -> None:
+    meter = Meter()
+    for _ in range(4):
+        meter.saw("start", 0.04)
+        meter.saw("bandwidth", 100e6)
+    meter.saw("start", 0.01)
+    meter.saw("bandwidth", 1000e6)
+    assert meter.costs.start == pytest.approx(0.025), "half of it is new"
+    assert meter.costs.bandwidth == pytest.approx(100e6 / 0.55)
+    for _ in range(4):
+        meter.saw("start", 0.01)
+        meter.saw("bandwidth", 1000e6)
+    start, bandwidth = meter.costs.start, meter.costs.bandwidth
+    meter.saw("start", 0.04)
+    meter.saw("bandwidth", 100e6)
+    assert meter.costs.start == pytest.approx(start + (0.04 - start) / 4)
+    assert 1 / meter.costs.bandwidth == pytest.approx(0.75 / bandwidth + 0.25 / 100e6)
+
+
+def test_a_bandwidth_that_is_not_measured_any_more_is_doubted() -> None:
+    meter = Meter()
+    meter.believe(Costs(bandwidth=500e6))
+    meter.doubt()
+    assert meter.costs.bandwidth == 500e6, "nothing was measured"
+    meter.saw("bandwidth", 60e6)
+    meter.doubt()
+    assert meter.costs.bandwidth == 60e6, "it was measured in the last job"
+    meter.doubt()
+    assert meter.costs.bandwidth == 90e6
+    for _ in range(20):
+        meter.doubt()
+    assert meter.costs.bandwidth == 500e6, "not more than what there has been"
+    meter.saw("bandwidth", 60e6)
+    assert meter.costs.bandwidth < 110e6, "what is measured now counts as much as the doubt"
+
+
 def test_estimates_travel() -> None:
     estimates = {"a": Estimate(50, 0.5, 10.0), "b": Estimate(2, 1.0, 1e6)}
     known, costs = recalled(remembered(estimates, COSTS))
@@ -425,6 +461,101 @@ def test_what_is_large_is_probed_once_more_at_last() -> None:
     assert executor.policy.at_last(executor.engine.pending) == ([], [add])
     executor = fan_in(size=8.0)
     assert executor.policy.at_last(executor.engine.pending) == ([], [])
+
+
+def product() -> Executor:
+    """Two by two blocks of a matrix product; the second row is for somebody else."""
+    keys = [f"mul-{i}{j}" for i in range(2) for j in range(2)]
+    graph: dict[str, Sequence[str]] = {f"{name}-{i}": () for name in "xy" for i in range(2)}
+    graph |= {key: (f"x-{key[-2]}", f"y-{key[-1]}") for key in keys}
+    known = dict.fromkeys(("x", "y", "mul"), (1.0, 8 * MB))
+    return Executor(graph, keys, known=known, slots=2, free=1)
+
+
+def give(executor: Executor, now: float) -> None:
+    """Offer what the policy says, and have it accepted."""
+    found = executor.look(now)
+    assert found is not None
+    assert found.offers
+    executor.engine.share(found.arrive, found.probe, found.offers)
+    executor.go()
+    reply = Reply(Status.OK, free=0, accepted=(True,) * len(found.offers))
+    executor.policy.replied(executor.engine, found.offers, reply, now)
+    executor.engine.replied(reply)
+    executor.go()
+
+
+def runs_of(executor: Executor, now: float) -> list[str]:
+    """Run all that there is, one by one, and tell others what the policy says."""
+    ran: list[str] = []
+    while executor.engine.unfinished:
+        ran += [executor.plan.keys[task] for task in executor.steps]
+        executor.ran(1.0, 8 * MB, now)
+        now += 1.0
+        found = executor.look(now)
+        if found is not None and executor.engine.share(found.arrive, found.probe, ask=found.ask):
+            executor.go()
+            executor.engine.replied(Reply(Status.OK, free=0))
+        executor.go()
+    return ran
+
+
+def test_what_others_wait_for_is_made_first() -> None:
+    executor = product()
+    assert runs_of(executor, 0.0)[:3] == ["x-0", "y-0", "mul-00"], "depth first"
+    executor = product()
+    give(executor, 0.0)
+    assert runs_of(executor, 0.1) == ["x-0", "y-0", "y-1", "mul-01", "mul-00"]
+
+
+def test_who_asks_for_slots_tells_what_is_due_as_well() -> None:
+    executor = product()
+    give(executor, 0.0)
+    runs_of(executor, 0.1)
+    told = [c for send in executor.sent for c, *_ in send.commit.arrivals]
+    assert told == [executor.number[key] for key in ("mul-10", "mul-11")]
+
+
+def test_what_nobody_had_to_wait_for_is_told_when_work_is_given_away() -> None:
+    executor = product()
+    for _ in range(2):  # x-0 and y-0; mul-00 runs.
+        executor.ran(1.0, 8 * MB)
+        executor.go()
+    assert executor.engine.pending.keys() >= {executor.number["mul-10"]}
+    give(executor, 2.0)
+    found = executor.look(2.1)
+    assert found is not None
+    assert found.probe == [executor.number["mul-10"]], "it is large"
+
+
+def test_what_reads_the_same_is_claimed_before_that_is_read() -> None:
+    keys = [f"mul-{i}" for i in range(3)]
+    graph: dict[str, Sequence[str]] = dict.fromkeys(("x-0", "y-0", "y-1", "y-2"), ())
+    graph |= {key: ("x-0", f"y-{key[-1]}") for key in keys}
+    executor = Executor(
+        graph,
+        keys,
+        known=dict.fromkeys(("x", "y", "mul"), (1.0, 8 * MB)),
+        alone=False,
+        free=0,
+        frontier=["y-0", "y-1", "y-2"],
+        span=(1, 7),
+    )
+    first, second, _ = [executor.number[key] for key in keys]
+    for now, expected, claims in ((1.0, first, ()), (2.0, second, (second,))):
+        executor.ran(1.0, 8 * MB, now)
+        executor.go()
+        found = executor.look(now + 0.01)
+        assert found is not None
+        assert found.probe == [expected]
+        assert executor.engine.share(found.arrive, found.probe)
+        executor.go()
+        reply = Reply(Status.OK, free=0, claims=claims)
+        executor.policy.replied(executor.engine, (), reply, now + 0.02)
+        executor.engine.replied(reply)
+    found = executor.look(2.03)
+    assert found is not None
+    assert found.probe == [first], "x-0 is there by now"
 
 
 def test_while_much_is_read_nothing_waits_for_company() -> None:

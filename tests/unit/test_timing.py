@@ -67,6 +67,11 @@ def test_a_wide_fan_out_is_shared_evenly_although_it_is_read_bit_by_bit() -> Non
     assert compared.outcomes["known"].starts <= 1010
 
 
+def test_of_a_product_of_matrices_hardly_more_is_moved_than_one_factor() -> None:
+    world = World(CASES["GEMM 8×8 blocks, 2 slots"], known=True)
+    assert world.run().moved <= 1.3 * 2 * 64 * 2e6, "64 blocks of 2 MB, out and in"
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["10 × fork-join of 100 × 2 ms", "TSQR 20 blocks, AWS"])
 def test_a_case_takes_the_same_each_time(name: str, rule: str) -> None:

@@ -472,10 +472,8 @@ class Incarnation:
             return
         again = self._take_back(now)
         sharing = self._policy.look(engine, now, self._now_running())
-        if sharing is not None and sharing.ask:
-            engine.ask()
-        elif sharing is not None:
-            engine.share(sharing.arrive, sharing.probe, sharing.offers)
+        if sharing is not None:
+            engine.share(sharing.arrive, sharing.probe, sharing.offers, ask=sharing.ask)
         self._look_at(min(again, self._policy.again), now)
 
     def _look_at(self, when: float, now: float) -> None:

@@ -152,6 +152,7 @@ class Service:
             gc.enable()  # It may hang while the collector is paused.
         if self._cache.job_id != invocation.job_id:
             self._cache = PlanCache(invocation.job_id)
+            self._meter.doubt()
         incarnation = Incarnation(
             invocation,
             JobStore(connections, invocation.job_id),
