@@ -178,6 +178,11 @@ class Environments(Generic[E]):
             begun.append((self._waiting.popleft(), place, pause))
         return begun
 
+    def drop(self) -> None:
+        """Forget what has not begun."""
+        self._coming.clear()
+        self._waiting.clear()
+
     def end(self, place: int) -> None:
         """An environment is through with its event."""
         self.running -= 1
@@ -287,7 +292,11 @@ class Cloud:
         self._store.set(SEEN, wire.pack(remembered({}, seen)[""]))
 
     def used(self) -> Used:
-        """What has happened since the last reset, once all executors are gone."""
+        """What has happened since the last reset, once all executors are gone.
+
+        Events that have not begun by now would only find that the job has ended.
+        """
+        self._ask("POST", "/drop")
         deadline = time.monotonic() + SETTLE_TIMEOUT
         while not (said := self._ask("GET", "/counters"))["quiet"]:
             if time.monotonic() > deadline:
@@ -383,7 +392,7 @@ class _Front:
     _requests: dict[int, _Request] = field(default_factory=dict)
     _first: float | None = None
     """When the client has sent its first event."""
-    _delayed: int = 0
+    _delayed: set[asyncio.TimerHandle] = field(default_factory=set)
     """Events of the client that are still on their way out of it."""
     _ready: dict[asyncio.StreamWriter, asyncio.Event] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
@@ -414,12 +423,18 @@ class _Front:
         if http.path == "/counters":
             return web.json_response(
                 {
-                    "quiet": self.environments.quiet and not self._delayed,
+                    "quiet": self.environments.quiet,
                     "invocations": self.invocations,
                     "cold_starts": self.environments.cold_starts,
                     "billed": self.billed,
                 }
             )
+        if http.path == "/drop":
+            self.environments.drop()
+            for delayed in self._delayed:
+                delayed.cancel()
+            self._delayed.clear()
+            return web.json_response({})
         if http.path == "/reset":
             await self._reset(Platform(**body["platform"]), body["dilation"])
             return web.json_response({})
@@ -453,13 +468,13 @@ class _Front:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._first = now if self._first is None else self._first
-        self._delayed += 1
 
         def invoke() -> None:
-            self._delayed -= 1
+            self._delayed.discard(timer)
             self._invoke(request)
 
-        loop.call_at(self._first + (now - self._first) * self.dilation, invoke)
+        timer = loop.call_at(self._first + (now - self._first) * self.dilation, invoke)
+        self._delayed.add(timer)
 
     async def _reset(self, platform: Platform, dilation: float) -> None:
         self.platform, self.dilation = platform, dilation

@@ -349,10 +349,14 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     found = []
     for curve in ("strong", "map"):
         for engine in ("wukong-first", "wukong"):
-            mine = [r for r in rows if r.curve == curve and r.engine == engine]
+            mine = [
+                row
+                for row in rows
+                if (row.curve, row.engine) == (curve, engine) and row.executors <= MOST_EXECUTORS
+            ]
             if not mine:
                 continue
-            worst = min((r for r in mine if r.executors <= MOST_EXECUTORS), key=_efficiency)
+            worst = min(mine, key=_efficiency)
             over = worst.wall_s / worst.ideal_s
             if curve == "strong":
                 limit, met = f"≥ {LEAST_EFFICIENCY:.0%}", worst.efficiency >= LEAST_EFFICIENCY

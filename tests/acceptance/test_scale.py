@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_targets(wall: float, met: list[bool]) -> None:
         for curve in ("strong", "map")
     ]
     assert [target.met for target in targets(rows)] == met
+    assert not targets([replace(row, executors=10_000) for row in rows]), "there is none"
 
 
 @pytest.mark.parametrize(
