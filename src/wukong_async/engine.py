@@ -75,6 +75,8 @@ RUN_LIMIT = 1024
 """Tasks in one Run: enough to make the hand-over to the worker thread (a few 100 µs) cheap."""
 LOAD_AHEAD = 512
 """Frontier tasks whose blocks are loaded before it is their turn: two blocks' worth."""
+URGENT_MOST = 512
+"""Tasks of the frontier that may be said to be urgent: the next ones."""
 FETCH_BYTES = 256 * 1024 * 1024
 """By default, bytes of inputs to hold for the running and the next tasks. With a quarter of it, a
 product of matrices in blocks of 8 MB reads most of them again."""
@@ -208,7 +210,7 @@ class Advice(Protocol):
         """Whether to read inputs of more than the next task, as others may take the rest."""
 
     def urgent(self, engine: Engine, tasks: Sequence[int]) -> Collection[int]:
-        """Those of the frontier that others wait for, and that are to run before all else."""
+        """Those of these tasks of the frontier that others wait for, and that are to run first."""
 
     def meanwhile(self, engine: Engine, size: float) -> tuple[Iterable[int], Iterable[int]]:
         """Fan-ins to tell, and to probe, while so many bytes are read and nothing can be run."""
@@ -534,6 +536,7 @@ class Engine:
         for task in mine:
             missing = self._want(self._specs[task].inputs + self._specs[task].literals)
             assert not missing, (task, missing)
+        self._reorder()
         return mine
 
     def _unread_by(self, spec: TaskSpec, touched: set[int]) -> None:
@@ -641,11 +644,11 @@ class Engine:
         ready = [t for t in reversed(self._stack) if undone.isdisjoint(self._inputs(t))]
         ready = [t for t in ready if t not in self._fed]
         # What has marks takes along what is in no store, which has to be here for that.
-        return [
-            t
-            for t in ready + self._frontier[self._head :]
-            if all(map(self.is_done, self._marks.get(t, ())))
-        ]
+        frontier = self._frontier[self._head :]
+        if self._urgent:
+            ready = [t for t in frontier if t in self._urgent] + ready
+            frontier = [t for t in frontier if t not in self._urgent]
+        return [t for t in ready + frontier if all(map(self.is_done, self._marks.get(t, ())))]
 
     @property
     def queued(self) -> int:
@@ -909,7 +912,10 @@ class Engine:
                 break
             if several:
                 is_split = fair <= 0 and idle > 1 and self.run_seconds - seconds >= LEAST_SPLIT
-            if stack and len(self._starved) < STARVED_MOST and not self._is_urgent():
+            ready = None
+            if self._urgent and not is_split and self._is_urgent():
+                ready = self._next_of_frontier(alone=not steps)
+            if ready is None and stack and len(self._starved) < STARVED_MOST:
                 spec = specs[stack[-1]]
                 if steps and spec.limited:
                     break
@@ -922,7 +928,7 @@ class Engine:
                     if self._starves(spec):
                         continue
                     self._read_stored(spec.literals)
-            elif not is_split and (ready := self._next_of_frontier(alone=not steps)) is not None:
+            elif not is_split and (ready := ready or self._next_of_frontier(alone=not steps)):
                 spec = ready
                 if objects := spec.inputs + spec.literals:
                     self._read_stored(objects)
@@ -996,9 +1002,7 @@ class Engine:
 
     def _is_urgent(self) -> bool:
         """Whether the next task of the frontier goes before what is ready."""
-        if not self._urgent or self._head == self._window:
-            return False
-        return self._frontier[self._head] in self._urgent
+        return self._head < self._window and self._frontier[self._head] in self._urgent
 
     def _next_of_frontier(self, *, alone: bool) -> TaskSpec | None:
         if self._head == self._window:
@@ -1192,6 +1196,8 @@ class Engine:
         self._frontier[self._window :] = sorted(self._frontier[self._window :])
         if any(reply.accepted):
             self._hurry()
+        else:
+            self._reorder()
         self._ahead = self._window
         for task, inputs in list(self._marks.items()):
             inputs.difference_update(d for d, _ in commit.publish)
@@ -1200,16 +1206,25 @@ class Engine:
 
     def _hurry(self) -> None:
         """Have those first that others wait for."""
+        end = self._head + URGENT_MOST
+        self._urgent = frozenset(self.advice.urgent(self, self._frontier[self._head : end]))
+        self._reorder()
+
+    def _reorder(self) -> None:
+        """Urgent tasks of the frontier before others that have as much of what they read."""
+        if not self._urgent:
+            return
         head, window, frontier = self._head, self._window, self._frontier
-        self._urgent = frozenset(self.advice.urgent(self, frontier[head:]))
+        self._frontier[head:] = [
+            # What is here could run; what has been asked for; and the rest.
+            *sorted(frontier[head:window], key=lambda t: t not in self._urgent or self._lacks(t)),
+            *sorted(frontier[window:], key=lambda t: t not in self._urgent),
+        ]
 
-        def late(task: int) -> bool:
-            return task not in self._urgent
-
-        if self._urgent:  # What has its inputs here, or has asked for them, stays before the rest.
-            frontier[head:] = sorted(frontier[head:window], key=late) + sorted(
-                frontier[window:], key=late
-            )
+    def _lacks(self, task: int) -> bool:
+        """Whether an input of a task is not in memory, nor about to be made."""
+        spec = self._specs[task]
+        return not all(map(self._has, spec.inputs + spec.literals))
 
     def _runs_here(self, task: int) -> bool:
         """Whether a task that was claimed has or will run without being of the frontier.

@@ -27,8 +27,9 @@ LEAST_START = 0.005
 """Seconds that no start is taken to be shorter than: so much passes before anybody is of use."""
 RECENT = 4
 """A cost is the mean of about as many last measurements."""
-DOUBT = 1.5
-"""How many times as high a bandwidth is believed to be after a job in which it was not measured."""
+DOUBT, MOST_DOUBT = 1.5, 8.0
+"""How many times as high a bandwidth is believed to be after a job in which it was not measured,
+and after many."""
 REMEMBERED = 4
 """What is remembered from other jobs counts as much as so many tasks of this one."""
 LONGEST_NAME = 100
@@ -60,6 +61,8 @@ FEW = 8
 """Groups whose number is tried one by one."""
 LOOK_MOST = 2048
 """Tasks of the plan that one look takes in; the rest is taken to be like them."""
+UNSEEN_DEPTH = 8
+"""Tasks in a row, none of which has been seen, through which a size is guessed."""
 LOOK_SHARE = 0.05
 """Of an executor's time, what looking may take."""
 SMALL_TRIPS = 4
@@ -115,21 +118,20 @@ class Meter:
     def __init__(self) -> None:
         self.costs = Costs()
         self._counts: Counter[str] = Counter()
-        self._best = 0.0
-        """The highest bandwidth that was measured or believed."""
         self._moved = False
-        """Whether it was measured since the last doubt."""
+        """Whether the bandwidth was measured since the last job began;"""
+        self._last = 0.0
+        """what it was then, on average."""
 
     @property
     def measured(self) -> bool:
         """Whether what matters has been measured here."""
-        return self._counts["start"] > 0 and self._counts["bandwidth"] > 0
+        return self._counts["start"] > 0 and self._last == self.costs.bandwidth
 
     def believe(self, costs: Costs) -> None:
         """What others have found."""
         heard = {n: value for n, value in asdict(costs).items() if not self._counts[n]}
         self.costs = replace(self.costs, **heard)
-        self._best = max(self._best, self.costs.bandwidth)
 
     def doubt(self) -> None:
         """Another job begins: a bandwidth that was not measured in the last one may be better now.
@@ -137,8 +139,8 @@ class Meter:
         Else a store that was slow once, say while it was given its memory, would never be measured
         again, where that keeps all work in one place.
         """
-        if not self._moved and self._counts["bandwidth"]:
-            doubted = min(self._best, DOUBT * self.costs.bandwidth)
+        if self._last and not self._moved:
+            doubted = min(DOUBT * self.costs.bandwidth, MOST_DOUBT * self._last)
             self.costs = replace(self.costs, bandwidth=doubted)
             self._counts["bandwidth"] = 1
         self._moved = False
@@ -152,8 +154,8 @@ class Meter:
         if better:  # What was slow the first time is seldom so again.
             self._counts[name] = min(self._counts[name], 2)
         if name == "bandwidth":  # What is averaged is the time that a byte takes.
-            self._best, self._moved = max(self._best, value), True
             after = 1 / (1 / before + (1 / value - 1 / before) / self._counts[name])
+            self._last, self._moved = after, True
         else:
             after = before + (value - before) / self._counts[name]
         self.costs = replace(self.costs, **{name: after})
@@ -251,7 +253,7 @@ class Sharing:
     probe: Sequence[int] = ()
     offers: Sequence[Sequence[int]] = ()
     ask: bool = False
-    """Nothing, but to hear how many slots are free."""
+    """Also if there is nothing to say: to hear how many slots are free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +342,13 @@ class Policy:
         """Fan-in → how many of its first inputs are not to be made here any more."""
         self._probed: dict[int, float] = {}
         """Fan-in → when it was probed."""
+        self._again: set[int] = set()
+        """Fan-ins of which something has come meanwhile: what a claim has to read."""
         self._looked = 0.0
         self._ends: dict[int, int] = {}
         """First task of a group that is offered → where in the plan what goes with it ends."""
         self._given: list[tuple[int, int]] = []
-        """Ranges of the plan that were given away."""
+        """Ranges of the plan that were given away, in order, none of which touch."""
         self._gave = self._gave_first = False
         """Whether something was, or was for the first time, since the last look."""
         self._next_offer = 0.0
@@ -488,12 +492,12 @@ class Policy:
         accepted = reply.accepted
         if len(reply.claims) > 1:
             self._next_offer = 0.0  # Before all of their inputs are read.
-        for task in reply.claims:
-            self._read_once(engine, task, now)
-        self._given += [
-            self.span_of(group) for group, yes in zip(offers, accepted, strict=False) if yes
-        ]
+        self._read_once(engine, reply.claims)
         if any(accepted):
+            spans = [
+                self.span_of(group) for group, yes in zip(offers, accepted, strict=False) if yes
+            ]
+            self._given = _merged([*self._given, *spans])
             self._gave, self._gave_first = True, self._gave_first or self.alone
             self.alone = False
 
@@ -502,27 +506,22 @@ class Policy:
         self._ours.clear()
         self._awaiting.clear()
         self._awaited.clear()
-        made = dict.fromkeys(
-            d
-            for consumer, edges in engine.pending.items()
-            if self._gave_first or self._awaits_given(engine, consumer)
-            for _, d in edges
-        )
-        self._gave = self._gave_first = False
-        for task in made:
-            spec = engine.spec(task)
-            if spec is not None and engine.is_done(task):
-                self._hold_back(engine, spec, now)
+        first, self._gave, self._gave_first = self._gave_first, False, False
+        for consumer, edges in engine.pending.items():
+            if first or self._awaits_given(engine, consumer):
+                for _, d in edges:
+                    if engine.is_done(d):
+                        self._hold_until(engine, consumer, d, now)
 
-    def _read_once(self, engine: Engine, task: int, now: float) -> None:
-        """Before a claimed task reads an input, probe again what else waits for that."""
-        for d in self._inputs(engine, task):
+    def _read_once(self, engine: Engine, claims: Iterable[int]) -> None:
+        """Before an input of what is claimed is read, what else waits for it is probed again."""
+        if not self._probed or self._hold is not None:
+            return
+        for d in {d for task in claims for d in self._inputs(engine, task)}:
             source = engine.spec(d)
-            if source is None or engine.is_mine(d) or not self._size(engine, source):
+            if source is None or engine.is_here(d) or not self._size(engine, source):
                 continue
-            for consumer in self._probed.keys() & source.consumers:
-                del self._probed[consumer]
-                self._due[consumer] = self._next_due = now
+            self._again.update(c for c in source.consumers if c in self._probed)
 
     def seen(self, now: float) -> dict[str, list[float]]:
         """What somebody who is given work should know, as it travels: see `remembered`.
@@ -544,11 +543,13 @@ class Policy:
     def look(self, engine: Engine, now: float, running: Running | None = None) -> Sharing | None:
         """What to say to others now, if anything; `again` is when to look next."""
         self.again, self._looked = math.inf, now
+        self._unseen.clear()
         if self._round != engine.rounds:  # All that was here has been told.
             self._round = engine.rounds
             for books in (self._due, self._probed, self._ours, self._awaiting, self._awaited):
                 books.clear()
             self._sizes.clear()
+            self._again.clear()
             self._next_due = math.inf
         self._begun = now if self._begun is None else self._begun
         if engine.is_busy:
@@ -578,43 +579,47 @@ class Policy:
     def _is_large(self, task: int) -> bool:
         return task in self._sizes
 
-    def _size(self, engine: Engine, task: TaskSpec) -> float:
+    def _size(self, engine: Engine, task: TaskSpec, depth: int = UNSEEN_DEPTH) -> float:
         """Bytes of an output, expected if it is not there; 0 if it travels in a commit."""
         size = self._sizes.get(task.number)
         if size is None:
-            size = self._expected_size(engine, task)
+            size = self._expected_size(engine, task, depth)
         return size if size > self._inline_limit else 0.0
 
-    def _expected_size(self, engine: Engine, task: TaskSpec) -> float:
+    def _expected_size(self, engine: Engine, task: TaskSpec, depth: int) -> float:
         estimate = self.estimates.get(task.name)
         if estimate is not None:
             return estimate.size
-        # Of what has never been seen: what one has made so far, or as much as it is made of.
-        known = [self._growing.get(task.name, 0.0)]
-        for d in task.inputs:
-            source = engine.spec(d)
-            if source is not None:
-                known.append(self._unseen.get(d) or self._size(engine, source))
-        self._unseen[task.number] = size = max(known)
-        return size
+        if task.number not in self._unseen:
+            # Of what was never seen: what one has made so far, or as much as it is made of.
+            known = [self._growing.get(task.name, 0.0)]
+            for d in task.inputs if depth else ():
+                source = engine.spec(d)
+                if source is not None:
+                    known.append(self._size(engine, source, depth - 1))
+            self._unseen[task.number] = max(known)
+        return self._unseen[task.number]
 
     def _hold_back(self, engine: Engine, spec: TaskSpec, now: float) -> None:
         """Note when an output has to be told to those who wait for it."""
         for consumer in spec.consumers:
-            if consumer not in engine.pending:
-                continue
-            if self._hold is not None:
-                due = now + self._hold
-            elif self._is_all_ours(engine, consumer):
-                continue  # It stays.
-            elif self._awaits_given(engine, consumer):
-                due = now  # Who was given it will soon have nothing else to do.
-            elif self._is_large(spec.number) and consumer not in self._probed:
-                due = now + SMALL_TRIPS * self.costs.round_trip
-            else:
-                due = now + self._patience(spec.number)
-            self._due[consumer] = min(due, self._due.get(consumer, math.inf))
-            self._next_due = min(self._next_due, due)
+            if consumer in engine.pending:
+                self._hold_until(engine, consumer, spec.number, now)
+
+    def _hold_until(self, engine: Engine, consumer: int, task: int, now: float) -> None:
+        """Note when a fan-in has to be told of an input."""
+        if self._hold is not None:
+            due = now + self._hold
+        elif self._is_all_ours(engine, consumer):
+            return  # It stays.
+        elif self._awaits_given(engine, consumer):
+            due = now  # Who was given it will soon have nothing else to do.
+        elif self._is_large(task) and consumer not in self._probed:
+            due = now + SMALL_TRIPS * self.costs.round_trip
+        else:
+            due = now + self._patience(task)
+        self._due[consumer] = min(due, self._due.get(consumer, math.inf))
+        self._next_due = min(self._next_due, due)
 
     # A fan-in may have very many inputs, and each of them asks the same: answers are kept until
     # work is given away again.
@@ -650,12 +655,15 @@ class Policy:
         return engine.is_mine(task) or self.keeps(task)
 
     def _was_given(self, task: int) -> bool:
-        return any(first <= task < until for first, until in self._given)
+        found = bisect_right(self._given, (task, math.inf)) - 1
+        return found >= 0 and task < self._given[found][1]
 
     def _outputs(self, engine: Engine, now: float) -> tuple[list[int], list[int]]:
         """Fan-ins to tell of their inputs, and fan-ins to probe."""
         arrive: list[int] = []
-        probe: list[int] = []
+        probe = [c for c in self._again if engine.pending.get(c)]
+        self._again.clear()
+        self._probed.update(dict.fromkeys(probe, now))
         if now < self._next_due:
             self.again = min(self.again, self._next_due)
             return arrive, probe
@@ -1076,6 +1084,8 @@ class Policy:
             fan_ins.update(consumer for consumer in spec.consumers if consumer not in own)
             if self._leaves(engine, spec, own):
                 out += self._size(engine, spec)
+        # Others have to read it, too; with two slots all of it is for the one who keeps.
+        out += out / max(1, self._slots - 1)
         costs = self.costs
         moved = sum(taken.values()) + out
         # Each fan-in that needs both sides takes a commit, at the worst one after the other.
@@ -1124,6 +1134,17 @@ class Policy:
     def _inputs(engine: Engine, task: int) -> tuple[int, ...]:
         spec = engine.spec(task)
         return () if spec is None else spec.inputs
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same numbers in order, in as few ranges as there can be."""
+    merged: list[tuple[int, int]] = []
+    for first, until in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(until, merged[-1][1])
+        else:
+            merged.append((first, until))
+    return merged
 
 
 def first_groups(

@@ -515,6 +515,43 @@ def test_once_work_is_given_away_what_others_wait_for_goes_first(
 
 
 @pytest.mark.usefixtures("one_by_one")
+def test_what_is_urgent_does_not_hold_up_what_can_be_run() -> None:
+    # Five chains of three, of which the first tasks have run elsewhere.
+    plan = make_plan({i: [] if i % 3 == 0 else [i - 1] for i in range(15)}, range(2, 15, 3))
+    engine = Engine(Hasty())
+    engine.next_actions()
+    engine.begun(Begun(Status.OK, 1, 0, "", 10.0, (1, 4, 7, 10, 13)))
+    engine.next_actions()
+    engine.loaded(plan.specs)
+    assert Fetch((0, 3, 6, 9, 12)) in engine.next_actions()
+    engine.fetched({0: 100, 3: 100, 9: 100})
+    assert Run((Step(1, ()),)) in engine.next_actions()
+    assert engine.share(offers=[[13]])
+    engine.next_actions()
+    engine.replied(Reply(Status.OK, accepted=(True,)))
+    for task in (2, 4, 5):  # 7 is urgent, but 6 is still on its way.
+        engine.ran()
+        runs = [a.first for a in engine.next_actions() if isinstance(a, Run)]
+        assert runs == [task]
+    engine.fetched({6: 100, 12: 100})
+    engine.ran()
+    assert [a.first for a in engine.next_actions() if isinstance(a, Run)] == [7]
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_what_is_urgent_stays_so() -> None:
+    plan = make_plan({i: [] for i in range(20)}, range(20))
+    job = Stepwise(plan, range(20), advice=Hasty())
+    assert job.share(offers=[[19]])
+    job.reply(accepted=(True,))
+    assert job.share(ask=True)
+    job.reply()
+    for _ in range(4):
+        job.ran()
+    assert job.runs == [(0,), (1,), (7,), (13,), (2,)]
+
+
+@pytest.mark.usefixtures("one_by_one")
 def test_a_probe_stores_nothing_and_nobody_polls() -> None:
     job = Stepwise(wide(4), [0, 1])
     job.ran()

@@ -165,9 +165,9 @@ def test_what_was_slow_once_counts_less_than_what_is_faster_now() -> None:
 
 def test_a_bandwidth_that_is_not_measured_any_more_is_doubted() -> None:
     meter = Meter()
-    meter.believe(Costs(bandwidth=500e6))
+    meter.believe(Costs(bandwidth=50e6))
     meter.doubt()
-    assert meter.costs.bandwidth == 500e6, "nothing was measured"
+    assert meter.costs.bandwidth == 50e6, "nothing was measured"
     meter.saw("bandwidth", 60e6)
     meter.doubt()
     assert meter.costs.bandwidth == 60e6, "it was measured in the last job"
@@ -175,9 +175,12 @@ def test_a_bandwidth_that_is_not_measured_any_more_is_doubted() -> None:
     assert meter.costs.bandwidth == 90e6
     for _ in range(20):
         meter.doubt()
-    assert meter.costs.bandwidth == 500e6, "not more than what there has been"
+    assert meter.costs.bandwidth == 480e6, "not without end"
+    meter.saw("start", 0.05)
+    assert "" not in news_of({}, meter, {}), "others are told what was measured"
     meter.saw("bandwidth", 60e6)
     assert meter.costs.bandwidth < 110e6, "what is measured now counts as much as the doubt"
+    assert "" in news_of({}, meter, {})
 
 
 def test_estimates_travel() -> None:
@@ -526,6 +529,38 @@ def test_what_nobody_had_to_wait_for_is_told_when_work_is_given_away() -> None:
     found = executor.look(2.1)
     assert found is not None
     assert found.probe == [executor.number["mul-10"]], "it is large"
+
+
+def test_what_was_given_away_is_known_however_often_that_was() -> None:
+    executor = Executor(*independent(100), known={"map": (1.0, 8.0)})
+    policy, accepted = executor.policy, Reply(Status.OK, accepted=(True,))
+    for task in (90, 70, 80, 75, 60):
+        policy.replied(executor.engine, [range(task, task + 5)], accepted, 0.0)
+    given = [task for task in range(100) if not policy.keeps(task)]
+    assert given == [*range(60, 65), *range(70, 85), *range(90, 95)]
+
+
+def test_a_size_is_guessed_through_a_few_tasks_that_were_never_seen() -> None:
+    # Each of a square reads the one above it and the one to the left: there are many ways to each.
+    size = 40
+    graph: dict[str, Sequence[str]] = {
+        f"u{i}x{j}": [
+            *([f"u{i - 1}x{j}"] if i else []),
+            *([f"u{i}x{j - 1}"] if j else []),
+        ]
+        for i in range(size)
+        for j in range(size)
+    }
+    last = f"u{size - 1}x{size - 1}"
+    graph |= {"leaf-0": (), "v-0": ("leaf-0",), "w-0": ("v-0",), "end-0": ("w-0", last)}
+    executor = Executor(
+        graph, ["end-0"], known={"leaf": (1.0, 8 * MB)}, frontier=["end-0"], alone=False, free=0
+    )
+    executor.look(1.0)
+    claims = (executor.number["end-0"],)
+    executor.policy.replied(executor.engine, (), Reply(Status.OK, claims=claims), 1.0)
+    found = executor.look(2.0)
+    assert found is None or not found.offers
 
 
 def test_what_reads_the_same_is_claimed_before_that_is_read() -> None:
