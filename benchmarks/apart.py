@@ -95,10 +95,7 @@ class Apart:
 
 def _serve(name: str, pipe: Connection) -> None:
     """Answer until nobody asks any more."""
-    with (
-        contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt),
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.suppress(*GONE), contextlib.ExitStack() as stack:
         try:
             backend = stack.enter_context(BACKENDS[name]())
             can = list(backend.entries), backend.count is not None, backend.trace is not None

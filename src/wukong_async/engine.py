@@ -1012,11 +1012,15 @@ class Engine:
             return None
         if self._undone and not self._undone.keys().isdisjoint(spec.inputs):
             return None  # It had a mark, or one is made again that it has read from the store.
-        objects = spec.inputs + spec.literals
-        if objects and not all(map(self._has, objects)):
+        if self._lacks(spec):
             return None
         self._head += 1
         return spec
+
+    def _lacks(self, spec: TaskSpec) -> bool:
+        """Whether something that a task reads is neither in memory nor about to be made."""
+        objects = spec.inputs + spec.literals
+        return bool(objects) and not all(map(self._has, objects))
 
     def _read_made(self, objects: Iterable[int]) -> tuple[int, ...]:
         """Count one reader of outputs of this round down; return those that are done with."""
@@ -1217,14 +1221,12 @@ class Engine:
         head, window, frontier = self._head, self._window, self._frontier
         self._frontier[head:] = [
             # What is here could run; what has been asked for; and the rest.
-            *sorted(frontier[head:window], key=lambda t: t not in self._urgent or self._lacks(t)),
+            *sorted(
+                frontier[head:window],
+                key=lambda t: t not in self._urgent or self._lacks(self._specs[t]),
+            ),
             *sorted(frontier[window:], key=lambda t: t not in self._urgent),
         ]
-
-    def _lacks(self, task: int) -> bool:
-        """Whether an input of a task is not in memory, nor about to be made."""
-        spec = self._specs[task]
-        return not all(map(self._has, spec.inputs + spec.literals))
 
     def _runs_here(self, task: int) -> bool:
         """Whether a task that was claimed has or will run without being of the frontier.

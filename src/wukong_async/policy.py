@@ -342,7 +342,7 @@ class Policy:
         """Fan-in → how many of its first inputs are not to be made here any more."""
         self._probed: dict[int, float] = {}
         """Fan-in → when it was probed."""
-        self._again: set[int] = set()
+        self._reprobe: set[int] = set()
         """Fan-ins of which something has come meanwhile: what a claim has to read."""
         self._looked = 0.0
         self._ends: dict[int, int] = {}
@@ -521,7 +521,7 @@ class Policy:
             source = engine.spec(d)
             if source is None or engine.is_here(d) or not self._size(engine, source):
                 continue
-            self._again.update(c for c in source.consumers if c in self._probed)
+            self._reprobe.update(c for c in source.consumers if c in self._probed)
 
     def seen(self, now: float) -> dict[str, list[float]]:
         """What somebody who is given work should know, as it travels: see `remembered`.
@@ -543,13 +543,13 @@ class Policy:
     def look(self, engine: Engine, now: float, running: Running | None = None) -> Sharing | None:
         """What to say to others now, if anything; `again` is when to look next."""
         self.again, self._looked = math.inf, now
-        self._unseen.clear()
+        self._unseen.clear()  # Sizes may have been seen since.
         if self._round != engine.rounds:  # All that was here has been told.
             self._round = engine.rounds
             for books in (self._due, self._probed, self._ours, self._awaiting, self._awaited):
                 books.clear()
             self._sizes.clear()
-            self._again.clear()
+            self._reprobe.clear()
             self._next_due = math.inf
         self._begun = now if self._begun is None else self._begun
         if engine.is_busy:
@@ -661,8 +661,8 @@ class Policy:
     def _outputs(self, engine: Engine, now: float) -> tuple[list[int], list[int]]:
         """Fan-ins to tell of their inputs, and fan-ins to probe."""
         arrive: list[int] = []
-        probe = [c for c in self._again if engine.pending.get(c)]
-        self._again.clear()
+        probe = [c for c in self._reprobe if engine.pending.get(c)]
+        self._reprobe.clear()
         self._probed.update(dict.fromkeys(probe, now))
         if now < self._next_due:
             self.again = min(self.again, self._next_due)
